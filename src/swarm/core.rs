@@ -1,0 +1,75 @@
+//! What both roles of a node share: clock, view, timers, randomness, counters, and the way out.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::config::Config;
+use super::event::Action;
+use super::rng::Rng;
+use super::stats::Stats;
+use super::time::Time;
+use super::timers::Timers;
+use super::view::View;
+use crate::content::NodeId;
+use crate::wire::Message;
+
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) me: NodeId,
+    pub(crate) now: Time,
+    pub(crate) config: Config,
+    pub(crate) view: View,
+    pub(crate) timers: Timers,
+    pub(crate) rng: Rng,
+    pub(crate) stats: Stats,
+    actions: VecDeque<Action>,
+    loopback: VecDeque<Message>,
+}
+
+impl Core {
+    pub(crate) fn new(me: NodeId, config: Config, seed: u64) -> Self {
+        let view = View::new(me, config.seed_weight, millis(config.cold_grace_ms));
+        Self {
+            me,
+            now: Time::default(),
+            config,
+            view,
+            timers: Timers::default(),
+            rng: Rng::new(seed),
+            stats: Stats::default(),
+            actions: VecDeque::new(),
+            loopback: VecDeque::new(),
+        }
+    }
+
+    /// A message to this node itself is taken in before the current call returns.
+    pub(crate) fn send(&mut self, to: NodeId, message: Message) {
+        if to == self.me {
+            self.loopback.push_back(message);
+        } else {
+            self.actions.push_back(Action::Send { to, message });
+        }
+    }
+
+    pub(crate) fn act(&mut self, action: Action) {
+        self.actions.push_back(action);
+    }
+
+    pub(crate) fn take_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    pub(crate) fn take_loopback(&mut self) -> Option<Message> {
+        self.loopback.pop_front()
+    }
+
+    /// The peer is passed over for a while.
+    pub(crate) fn suspect(&mut self, node: NodeId) {
+        let until = self.now + millis(self.config.suspect_ms);
+        self.view.suspect(node, until);
+    }
+}
+
+pub(crate) const fn millis(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}

@@ -1,0 +1,218 @@
+//! Whom a requester is sent to: the least loaded source, or the origin.
+//!
+//! A chunk that nobody has or fetches is leased to the first requester with a free origin slot, lowest chunks first.
+//! Everything else is pulled from peers, a reader's chunks first and then the rarest. A node that is still
+//! receiving is a source too, for at most `fanout` others, so that a chunk spreads as a tree while it arrives.
+
+use std::time::Duration;
+
+use super::budget::Budget;
+use super::stripe::{RowId, Sent, Stripe, bits};
+use crate::content::NodeId;
+use crate::swarm::core::Core;
+use crate::swarm::member::{DEFAULT_CAPACITY, Member};
+use crate::swarm::rng::mix;
+use crate::swarm::time::Time;
+use crate::wire::{Assignment, Candidate, MAX_CANDIDATES, Source};
+
+/// Sources looked at for one assignment. The best of 8 random ones is within a percent of the best of all in the
+/// reference simulation; some of these are excluded.
+const SAMPLED_SOURCES: usize = 24;
+/// Load that makes up for a source that is itself still receiving, in 1/64 pulls: prefer whole copies a little.
+const PARTIAL_HANDICAP: u32 = 32;
+/// Leases that a first comer gets at once, and with each step of time: the first of a burst must not take all
+/// before the others are heard.
+const RAMP_LEASES: u32 = 2;
+/// Several message latencies.
+pub(super) const RAMP_STEP: Duration = Duration::from_millis(5);
+
+/// What can be said about sources of one chunk for one requester.
+enum Choice {
+    /// Best first.
+    Peers(Vec<RowId>),
+    /// There are sources, but none has capacity now.
+    Full,
+    /// No usable node has it or gets it from one that has.
+    Nobody,
+}
+
+/// Whether, and how many, leases may be granted.
+pub(super) struct Grants {
+    pub(super) allowed: bool,
+    /// First want of the stripe: where the ramp starts.
+    pub(super) opened: Time,
+}
+
+impl Grants {
+    /// Leases of this stripe that one node may hold, and whether that will be more a little later.
+    fn per_node(&self, core: &Core, interested: u16) -> (u32, bool) {
+        let fair = core.config.origin_flows_per_content / u32::from(interested).max(1);
+        let fair = fair.min(core.config.origin_flows).max(1);
+        if core.view.is_alone() {
+            return (fair, false);
+        }
+        let steps = core.now.since(self.opened).as_micros() / RAMP_STEP.as_micros();
+        let ramp = RAMP_LEASES.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX).saturating_add(1));
+        (fair.min(ramp), ramp < fair)
+    }
+}
+
+/// Assignments for one requester, taken into the table. The flag says that waiting a ramp step will bring more.
+pub(super) fn assign(
+    stripe: &mut Stripe,
+    core: &mut Core,
+    budget: &mut Budget,
+    grants: &Grants,
+    id: RowId,
+) -> (Vec<Assignment>, bool) {
+    let mut assignments = Vec::new();
+    let ramping = grants.allowed && lease(stripe, core, budget, grants, id, &mut assignments);
+    pull(stripe, core, id, &mut assignments);
+    let number = stripe.row(id).answers.wrapping_add(1);
+    let now = core.now;
+    let sent = assignments.iter().map(|assignment| Sent { number, bit: assignment.bit, at: now });
+    stripe.row_mut(id).sent.extend(sent);
+    (assignments, ramping)
+}
+
+fn lease(
+    stripe: &mut Stripe,
+    core: &mut Core,
+    budget: &mut Budget,
+    grants: &Grants,
+    id: RowId,
+    assignments: &mut Vec<Assignment>,
+) -> bool {
+    let (limit, ramping) = grants.per_node(core, stripe.interested());
+    let (want, urgent) = (stripe.row(id).want, stripe.row(id).urgent);
+    for bit in bits(want & urgent).chain(bits(want & !urgent)) {
+        let row = stripe.row(id);
+        if row.room == 0 || row.grants == 0 || !budget.has_room(core.now) {
+            return false;
+        }
+        if row.leased.count_ones() >= limit {
+            return ramping;
+        }
+        if stripe.chunk(bit).lease.is_some() || !matches!(choose(stripe, core, bit, id), Choice::Nobody) {
+            continue;
+        }
+        take(stripe, id, bit);
+        stripe.update(id, |row| row.grants -= 1);
+        stripe.begin_lease(bit, id, core.now);
+        budget.leases += 1;
+        core.stats.leases_granted += 1;
+        assignments.push(Assignment { bit, source: Source::Origin });
+    }
+    false
+}
+
+fn pull(stripe: &mut Stripe, core: &mut Core, id: RowId, assignments: &mut Vec<Assignment>) {
+    for bit in pull_order(stripe, core, id) {
+        if stripe.row(id).room == 0 {
+            break;
+        }
+        match choose(stripe, core, bit, id) {
+            Choice::Peers(sources) => {
+                take(stripe, id, bit);
+                let candidates = candidates(stripe, bit, &sources);
+                stripe.begin_pull(bit, id, Some(sources[0]));
+                let digest = stripe.chunk(bit).digest;
+                assignments.push(Assignment { bit, source: Source::Peers { candidates, digest } });
+            }
+            Choice::Full => stripe.saturated |= 1 << bit,
+            Choice::Nobody => {}
+        }
+    }
+}
+
+/// A reader's chunks in order, then those with the fewest sources, ties at random. Chunks that nobody holds whole come
+/// last: whoever attaches to one is bound to the pace of its origin fetch, and room is scarce.
+fn pull_order(stripe: &Stripe, core: &mut Core, id: RowId) -> Vec<u8> {
+    let row = stripe.row(id);
+    let possible = row.want & !stripe.saturated;
+    let salt = core.rng.next();
+    let mut rest: Vec<u8> = bits(possible & !row.urgent).collect();
+    rest.sort_by_cached_key(|bit| {
+        let chunk = stripe.chunk(*bit);
+        (chunk.holders == 0, chunk.sources.len(), mix(salt ^ u64::from(*bit)))
+    });
+    bits(possible & row.urgent).chain(rest).collect()
+}
+
+fn take(stripe: &mut Stripe, id: RowId, bit: u8) {
+    stripe.update(id, |row| {
+        row.want &= !(1 << bit);
+        row.room -= 1;
+    });
+}
+
+/// The chosen source, and whole copies to fall back on. Only whole ones: a fallback is not in the table's books,
+/// and only a whole copy can never depend on the requester.
+fn candidates(stripe: &Stripe, bit: u8, sources: &[RowId]) -> Vec<Candidate> {
+    let candidate = |id: &RowId| {
+        let row = stripe.row(*id);
+        Candidate { node: row.node, complete: row.have >> bit & 1 == 1 }
+    };
+    let fallbacks = sources[1..].iter().map(candidate).filter(|candidate| candidate.complete);
+    sources[..1].iter().map(candidate).chain(fallbacks).take(MAX_CANDIDATES).collect()
+}
+
+/// How good a source is; less is better.
+type Score = (bool, bool, u32);
+
+fn choose(stripe: &Stripe, core: &mut Core, bit: u8, child: RowId) -> Choice {
+    let chunk = stripe.chunk(bit);
+    if chunk.sources.is_empty() {
+        return Choice::Nobody;
+    }
+    let child_node = stripe.row(child).node;
+    let start = core.rng.below(chunk.sources.len());
+    let rotated = chunk.sources[start..].iter().chain(&chunk.sources[..start]).copied();
+    let (mut anyone, mut scored) = (false, Vec::<(Score, RowId)>::new());
+    for (looked, source) in rotated.enumerate() {
+        if looked >= SAMPLED_SOURCES && anyone {
+            break;
+        }
+        let is_usable = |node| core.view.is_usable(node);
+        if !stripe.is_fed(bit, source, child, is_usable) {
+            continue;
+        }
+        anyone = true;
+        scored.extend(score(stripe, core, bit, source, child_node).map(|score| (score, source)));
+    }
+    scored.sort_by_key(|(score, _)| *score);
+    match (anyone, scored.is_empty()) {
+        (false, _) => Choice::Nobody,
+        (true, true) => Choice::Full,
+        (true, false) => Choice::Peers(scored.into_iter().map(|(_, source)| source).collect()),
+    }
+}
+
+/// `None` when the source has no capacity for this requester now.
+fn score(stripe: &Stripe, core: &Core, bit: u8, source: RowId, child_node: NodeId) -> Option<Score> {
+    let (chunk, row) = (stripe.chunk(bit), stripe.row(source));
+    let member = core.view.member(row.node)?;
+    let complete = row.have >> bit & 1 == 1;
+    let spared = complete && (member.seed || chunk.holders == 1);
+    let children = chunk.children(source);
+    // A node that wants nothing itself and alone has the chunk is where the others start from.
+    let is_origin = member.seed || (spared && !row.is_interested());
+    let slots = if is_origin { core.config.sole_holder_slots } else { core.config.upload_slots };
+    let most_children = match (spared, complete) {
+        (true, _) => 1,
+        (false, true) => u32::MAX,
+        (false, false) => core.config.fanout,
+    };
+    let open = row.serving < scaled(slots, member) && children < most_children;
+    if !open || row.sour_until > core.now {
+        return None;
+    }
+    let afar = core.view.member(child_node).is_some_and(|child| child.zone != member.zone);
+    let load = row.serving * 64 * u32::from(DEFAULT_CAPACITY) / u32::from(member.capacity.max(1));
+    Some((afar, spared, load + if complete { 0 } else { PARTIAL_HANDICAP }))
+}
+
+/// A number meant for a node of usual capacity, for this one; at least 1.
+pub(crate) fn scaled(number: u32, member: &Member) -> u32 {
+    (number * u32::from(member.capacity) / u32::from(DEFAULT_CAPACITY)).max(1)
+}

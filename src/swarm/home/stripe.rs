@@ -1,0 +1,471 @@
+//! A home's table of one stripe: who has, gets and wants which chunk, and from whom.
+//!
+//! Pure bookkeeping. Invariants: a row is a source of a chunk when it holds it, leases it, or pulls it from a known
+//! parent; `serving` of a row is the number of pulls that name it as parent; at most one lease per chunk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::content::{ChunkDigest, NodeId, STRIPE_CHUNKS};
+use crate::swarm::time::Time;
+use crate::wire::TableRow;
+
+/// Position of a node's row in the table.
+pub(super) type RowId = u32;
+
+/// An assignment whose receipt the node has not confirmed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    /// The answer it was in.
+    pub(super) number: u32,
+    pub(super) bit: u8,
+    pub(super) at: Time,
+}
+
+/// What the home knows of one node.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    pub(super) node: NodeId,
+    pub(super) have: u64,
+    pub(super) want: u64,
+    pub(super) urgent: u64,
+    pub(super) pulling: u64,
+    pub(super) leased: u64,
+    pub(super) room: u8,
+    pub(super) grants: u8,
+    /// Number of the last answer.
+    pub(super) answers: u32,
+    pub(super) sent: Vec<Sent>,
+    /// Pulls that have this node as their parent.
+    pub(super) serving: u32,
+    /// Not a source until then: it was busy or broken.
+    pub(super) sour_until: Time,
+    /// How often it was found broken since it last spoke.
+    pub(super) breaks: u32,
+}
+
+impl Row {
+    /// Whether it takes part in the stripe's distribution now.
+    pub(super) const fn is_interested(&self) -> bool {
+        self.want | self.pulling | self.leased != 0
+    }
+}
+
+/// A claim with a clock.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lease {
+    pub(super) row: RowId,
+    pub(super) granted: Time,
+    pub(super) received: u32,
+    /// When `received` last grew.
+    pub(super) grew: Time,
+    /// Since when it has been far slower than the others.
+    pub(super) slow_since: Option<Time>,
+    /// How often this chunk's lease has been taken from somebody.
+    pub(super) steals: u8,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Chunk {
+    pub(super) sources: Vec<RowId>,
+    /// Rows that hold it whole.
+    pub(super) holders: u32,
+    /// Who pulls it, and from whom; the parent is unknown when this home learnt of the pull from a want.
+    pulls: BTreeMap<RowId, Option<RowId>>,
+    children: BTreeMap<RowId, u32>,
+    pub(super) lease: Option<Lease>,
+    pub(super) steals: u8,
+    pub(super) digest: Option<ChunkDigest>,
+}
+
+impl Chunk {
+    pub(super) fn children(&self, parent: RowId) -> u32 {
+        self.children.get(&parent).copied().unwrap_or(0)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Stripe {
+    rows: Vec<Option<Row>>,
+    free: Vec<RowId>,
+    index: BTreeMap<NodeId, RowId>,
+    chunks: Vec<Chunk>,
+    interested: u16,
+    /// Rows that want something and have room for it.
+    pub(super) waiting: BTreeSet<RowId>,
+    /// Chunks for which no source had capacity when last tried.
+    pub(super) saturated: u64,
+    /// Chunks with a lease.
+    pub(super) leased: u64,
+}
+
+impl Stripe {
+    pub(super) fn new() -> Self {
+        Self {
+            rows: Vec::new(),
+            free: Vec::new(),
+            index: BTreeMap::new(),
+            chunks: (0..STRIPE_CHUNKS).map(|_| Chunk::default()).collect(),
+            interested: 0,
+            waiting: BTreeSet::new(),
+            saturated: 0,
+            leased: 0,
+        }
+    }
+
+    pub(super) fn chunk(&self, bit: u8) -> &Chunk {
+        &self.chunks[usize::from(bit)]
+    }
+
+    pub(super) fn chunk_mut(&mut self, bit: u8) -> &mut Chunk {
+        &mut self.chunks[usize::from(bit)]
+    }
+
+    /// Whether the bytes that `source` passes on come from somewhere: a holder or a lessee, over usable nodes, and not
+    /// over `child`, which would close a circle.
+    pub(super) fn is_fed(
+        &self,
+        bit: u8,
+        source: RowId,
+        child: RowId,
+        is_usable: impl Fn(NodeId) -> bool,
+    ) -> bool {
+        let (chunk, mut id) = (self.chunk(bit), source);
+        // The books hold no circle; the bound makes the loop's end independent of that.
+        for _ in 0..=chunk.pulls.len() {
+            let row = self.row(id);
+            if id == child || !is_usable(row.node) {
+                return false;
+            }
+            if (row.have | row.leased) >> bit & 1 == 1 {
+                return true;
+            }
+            match chunk.pulls.get(&id) {
+                Some(Some(parent)) => id = *parent,
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Nodes that want or get something of the stripe.
+    pub(super) const fn interested(&self) -> u16 {
+        self.interested
+    }
+
+    pub(super) fn find(&self, node: NodeId) -> Option<RowId> {
+        self.index.get(&node).copied()
+    }
+
+    /// # Panics
+    /// When `id` is not of this table.
+    pub(super) fn row(&self, id: RowId) -> &Row {
+        self.rows[id as usize]
+            .as_ref()
+            .expect("row ids are handed out by this table and dropped with their row")
+    }
+
+    /// # Panics
+    /// When `id` is not of this table.
+    pub(super) fn row_mut(&mut self, id: RowId) -> &mut Row {
+        self.rows[id as usize]
+            .as_mut()
+            .expect("row ids are handed out by this table and dropped with their row")
+    }
+
+    pub(super) fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().flatten()
+    }
+
+    pub(super) fn ensure(&mut self, node: NodeId) -> RowId {
+        if let Some(id) = self.find(node) {
+            return id;
+        }
+        let row = Row {
+            node,
+            have: 0,
+            want: 0,
+            urgent: 0,
+            pulling: 0,
+            leased: 0,
+            room: 0,
+            grants: 0,
+            answers: 0,
+            sent: Vec::new(),
+            serving: 0,
+            sour_until: Time::default(),
+            breaks: 0,
+        };
+        let id = if let Some(id) = self.free.pop() {
+            self.rows[id as usize] = Some(row);
+            id
+        } else {
+            self.rows.push(Some(row));
+            RowId::try_from(self.rows.len() - 1).unwrap_or(RowId::MAX)
+        };
+        self.index.insert(node, id);
+        id
+    }
+
+    /// Forgets a node: its leases end, its pulls too, and those who pull from it lose their parent.
+    pub(super) fn remove(&mut self, node: NodeId) {
+        let Some(id) = self.find(node) else { return };
+        self.interrupt(id);
+        self.set_have(id, 0);
+        self.update(id, |row| row.want = 0);
+        for chunk in &mut self.chunks {
+            chunk.children.remove(&id);
+            chunk.pulls.values_mut().filter(|parent| **parent == Some(id)).for_each(|parent| *parent = None);
+        }
+        self.index.remove(&node);
+        self.rows[id as usize] = None;
+        self.free.push(id);
+    }
+
+    /// The node's transfers are over as far as one can tell: what it fetched may be fetched by others, and those it
+    /// pulled from are free.
+    pub(super) fn interrupt(&mut self, id: RowId) {
+        for bit in bits(self.row(id).leased) {
+            self.end_lease(bit);
+        }
+        self.end_pulls(id);
+    }
+
+    /// The node's pulls are over as far as one can tell. If not, its next want says so.
+    pub(super) fn end_pulls(&mut self, id: RowId) {
+        for bit in bits(self.row(id).pulling) {
+            self.end_pull(bit, id);
+        }
+    }
+
+    /// Changes a row and what is derived from it.
+    pub(super) fn update(&mut self, id: RowId, change: impl FnOnce(&mut Row)) {
+        let row = self.row_mut(id);
+        let before = row.is_interested();
+        change(row);
+        let (after, waits) = (row.is_interested(), row.want != 0 && row.room > 0);
+        self.interested = self.interested + u16::from(after) - u16::from(before);
+        if waits {
+            self.waiting.insert(id);
+        } else {
+            self.waiting.remove(&id);
+        }
+    }
+
+    /// The node holds exactly these chunks.
+    pub(super) fn set_have(&mut self, id: RowId, have: u64) {
+        let before = self.row(id).have;
+        for bit in bits(have & !before) {
+            if self.row(id).pulling >> bit & 1 == 1 {
+                self.end_pull(bit, id);
+            }
+            if self.chunk(bit).lease.is_some_and(|lease| lease.row == id) {
+                self.end_lease(bit);
+            }
+            self.chunk_mut(bit).holders += 1;
+            self.chunk_mut(bit).steals = 0;
+            self.add_source(bit, id);
+        }
+        self.row_mut(id).have = have;
+        for bit in bits(before & !have) {
+            self.chunk_mut(bit).holders -= 1;
+            self.drop_source_unless_active(bit, id);
+        }
+        self.saturated &= !(have & !before);
+    }
+
+    /// `child` gets the chunk from `parent`; from an unknown one it is not offered to others, because that might
+    /// close a circle.
+    pub(super) fn begin_pull(&mut self, bit: u8, child: RowId, parent: Option<RowId>) {
+        self.chunk_mut(bit).pulls.insert(child, parent);
+        self.update(child, |row| row.pulling |= 1 << bit);
+        if let Some(parent) = parent {
+            *self.chunk_mut(bit).children.entry(parent).or_default() += 1;
+            self.row_mut(parent).serving += 1;
+            self.add_source(bit, child);
+            self.saturated &= !(1 << bit);
+        }
+    }
+
+    pub(super) fn end_pull(&mut self, bit: u8, child: RowId) {
+        let Some(parent) = self.chunk_mut(bit).pulls.remove(&child) else { return };
+        self.update(child, |row| row.pulling &= !(1 << bit));
+        if let Some(parent) = parent {
+            let chunk = self.chunk_mut(bit);
+            match chunk.children.get_mut(&parent) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => {
+                    chunk.children.remove(&parent);
+                }
+            }
+            let row = self.row_mut(parent);
+            row.serving = row.serving.saturating_sub(1);
+            self.saturated &= !(row.have | row.pulling | row.leased);
+        }
+        self.drop_source_unless_active(bit, child);
+    }
+
+    /// The node fetches the chunk from the origin. Replaces a previous lease.
+    pub(super) fn begin_lease(&mut self, bit: u8, id: RowId, now: Time) {
+        self.end_lease(bit);
+        self.end_pull(bit, id);
+        let steals = self.chunk(bit).steals;
+        self.chunk_mut(bit).lease =
+            Some(Lease { row: id, granted: now, received: 0, grew: now, slow_since: None, steals });
+        self.leased |= 1 << bit;
+        self.update(id, |row| row.leased |= 1 << bit);
+        self.add_source(bit, id);
+        self.saturated &= !(1 << bit);
+    }
+
+    /// Returns whether there was a lease.
+    pub(super) fn end_lease(&mut self, bit: u8) -> bool {
+        let Some(lease) = self.chunk_mut(bit).lease.take() else { return false };
+        self.leased &= !(1 << bit);
+        self.update(lease.row, |row| row.leased &= !(1 << bit));
+        self.drop_source_unless_active(bit, lease.row);
+        self.saturated &= !(1 << bit);
+        true
+    }
+
+    /// The node says it cannot serve this chunk.
+    pub(super) fn lacks(&mut self, bit: u8, node: NodeId) {
+        let Some(id) = self.find(node) else { return };
+        let have = self.row(id).have & !(1 << bit);
+        self.set_have(id, have);
+        self.chunk_mut(bit).sources.retain(|source| *source != id);
+    }
+
+    /// A pull of this table that the node confirms: it can be a parent again after it was found lacking.
+    pub(super) fn confirm_pull(&mut self, bit: u8, child: RowId) {
+        match self.chunk(bit).pulls.get(&child) {
+            None => self.begin_pull(bit, child, None),
+            Some(Some(_)) => self.add_source(bit, child),
+            Some(None) => {}
+        }
+    }
+
+    /// The table as it is told to another home.
+    pub(super) fn export(&self) -> impl Iterator<Item = TableRow> + '_ {
+        self.rows().map(|row| TableRow {
+            node: row.node,
+            have: row.have,
+            pulling: row.pulling,
+            leased: row.leased,
+        })
+    }
+
+    fn add_source(&mut self, bit: u8, id: RowId) {
+        let sources = &mut self.chunk_mut(bit).sources;
+        if !sources.contains(&id) {
+            sources.push(id);
+        }
+    }
+
+    fn drop_source_unless_active(&mut self, bit: u8, id: RowId) {
+        let row = self.row(id);
+        let holds = (row.have | row.leased) >> bit & 1 == 1;
+        let pulls = matches!(self.chunk(bit).pulls.get(&id), Some(Some(_)));
+        if !holds && !pulls {
+            self.chunk_mut(bit).sources.retain(|source| *source != id);
+        }
+    }
+}
+
+/// Positions of the set bits, ascending.
+pub(crate) fn bits(mut word: u64) -> impl Iterator<Item = u8> {
+    std::iter::from_fn(move || {
+        (word != 0).then(|| {
+            #[expect(clippy::cast_possible_truncation, reason = "at most 63 for a word that is not zero")]
+            let bit = word.trailing_zeros() as u8;
+            word &= word - 1;
+            bit
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    impl Stripe {
+        fn check(&self) {
+            let mut serving = BTreeMap::<RowId, u32>::new();
+            for (bit, chunk) in (0u8..).zip(&self.chunks) {
+                let holders = self.rows().filter(|row| row.have >> bit & 1 == 1).count();
+                assert_eq!(chunk.holders as usize, holders);
+                for parent in chunk.pulls.values().flatten() {
+                    *serving.entry(*parent).or_default() += 1;
+                }
+                for source in &chunk.sources {
+                    let row = self.row(*source);
+                    assert_ne!((row.have | row.leased | row.pulling) >> bit & 1, 0);
+                }
+                assert_eq!(self.leased >> bit & 1 == 1, chunk.lease.is_some());
+            }
+            for (node, id) in &self.index {
+                let row = self.row(*id);
+                assert_eq!(row.node, *node);
+                assert_eq!(row.serving, serving.get(id).copied().unwrap_or(0));
+            }
+            assert_eq!(usize::from(self.interested), self.rows().filter(|row| row.is_interested()).count());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_books_balance(ops in proptest::collection::vec((0u8..7, 0u8..6, 0u8..6, 0u8..64), 0..120)) {
+            let mut stripe = Stripe::new();
+            for (op, a, b, bit) in ops {
+                let (a, b) = (NodeId([a; 16]), NodeId([b; 16]));
+                let row = stripe.ensure(a);
+                match op {
+                    0 => { let have = stripe.row(row).have | 1 << bit; stripe.set_have(row, have); }
+                    1 => stripe.set_have(row, 0),
+                    2 if a != b && stripe.row(row).pulling >> bit & 1 == 0 => {
+                        let parent = stripe.ensure(b);
+                        if stripe.is_fed(bit, parent, row, |_| true) {
+                            stripe.begin_pull(bit, row, Some(parent));
+                        }
+                    }
+                    3 => stripe.end_pull(bit, row),
+                    4 => stripe.begin_lease(bit, row, Time(0)),
+                    5 => { stripe.end_lease(bit); }
+                    6 => stripe.remove(a),
+                    _ => stripe.lacks(bit, a),
+                }
+                stripe.check();
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_pulls_from_a_descendant() {
+        let mut stripe = Stripe::new();
+        let rows: Vec<_> = (0..4).map(|n| stripe.ensure(NodeId([n; 16]))).collect();
+        stripe.begin_lease(0, rows[0], Time(0));
+        for pair in rows.windows(2) {
+            stripe.begin_pull(0, pair[1], Some(pair[0]));
+        }
+        let fed = |source: usize, child: usize| stripe.is_fed(0, rows[source], rows[child], |_| true);
+        assert!(fed(1, 3));
+        assert!(!fed(3, 1));
+    }
+
+    #[test]
+    fn whoever_lost_its_origin_feeds_nobody() {
+        let mut stripe = Stripe::new();
+        let rows: Vec<_> = (0..4).map(|n| stripe.ensure(NodeId([n; 16]))).collect();
+        stripe.begin_lease(0, rows[0], Time(0));
+        stripe.begin_pull(0, rows[1], Some(rows[0]));
+        stripe.begin_pull(0, rows[2], Some(rows[1]));
+        assert!(stripe.is_fed(0, rows[2], rows[3], |_| true));
+        assert!(!stripe.is_fed(0, rows[2], rows[3], |node| node != NodeId([1; 16])));
+        stripe.remove(NodeId([0; 16]));
+        assert!(!stripe.is_fed(0, rows[2], rows[3], |_| true));
+    }
+}

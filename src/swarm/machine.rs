@@ -1,0 +1,165 @@
+//! The machine itself: takes events in, hands actions out.
+
+use super::config::Config;
+use super::core::Core;
+use super::event::{Action, Admission, Event};
+use super::home::{Home, scaled};
+use super::member::Member;
+use super::requester::Requester;
+use super::stats::Stats;
+use super::time::Time;
+use super::timers::Timer;
+use crate::content::{ChunkIndex, ContentKey, NodeId};
+use crate::wire::Message;
+
+/// One node's part in the swarm. See the module documentation for how to drive it.
+#[derive(Debug)]
+pub struct Swarm {
+    core: Core,
+    requester: Requester,
+    home: Home,
+    uploads: u32,
+}
+
+impl Swarm {
+    /// `seed` makes a run repeatable; give each node another.
+    #[must_use]
+    pub fn new(me: NodeId, config: Config, seed: u64) -> Self {
+        Self {
+            core: Core::new(me, config, seed),
+            requester: Requester::default(),
+            home: Home::default(),
+            uploads: 0,
+        }
+    }
+
+    /// Takes in what happened. `now` must not run backwards.
+    pub fn handle_event(&mut self, now: Time, event: Event) {
+        self.advance(now);
+        self.take_in(event);
+        self.settle();
+    }
+
+    /// Does what is due. Call when [`Self::poll_timeout`] is reached; too early does nothing.
+    pub fn handle_timeout(&mut self, now: Time) {
+        self.advance(now);
+        while let Some(timer) = self.core.timers.pop_due(self.core.now) {
+            match timer {
+                Timer::Stripe(key) => self.home.on_timer(&mut self.core, key),
+                timer => self.requester.on_timer(&mut self.core, timer),
+            }
+            self.settle();
+        }
+    }
+
+    /// The next thing to do. Drain after each call that takes a time.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.core.take_action()
+    }
+
+    /// When to call [`Self::handle_timeout`] next. May change with every call.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.core.timers.next()
+    }
+
+    /// A peer asks for a chunk. After [`Admission::Serve`] call [`Self::upload_ended`] exactly once.
+    pub fn upload_requested(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        content: ContentKey,
+        chunk: ChunkIndex,
+    ) -> Admission {
+        self.advance(now);
+        self.core.view.heard_from(from);
+        if !self.requester.can_serve(content, chunk) {
+            return Admission::NotFound;
+        }
+        let slots = self.core.config.upload_slots;
+        let slots =
+            self.core.view.member(self.core.me).map_or(slots, |myself: &Member| scaled(slots, myself));
+        if self.uploads >= slots {
+            self.core.stats.uploads_refused += 1;
+            return Admission::Busy;
+        }
+        self.uploads += 1;
+        Admission::Serve
+    }
+
+    /// An admitted upload is over, however it ended.
+    pub fn upload_ended(&mut self, now: Time) {
+        self.advance(now);
+        self.uploads = self.uploads.saturating_sub(1);
+    }
+
+    /// Counters and gauges. Costs a walk over the tables: for scrapes, not for the hot path.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.core.stats;
+        self.requester.count(&mut stats);
+        self.home.count(&mut stats);
+        stats.uploads = u64::from(self.uploads);
+        stats
+    }
+
+    fn advance(&mut self, now: Time) {
+        self.core.now = self.core.now.max(now);
+        self.core.view.advance(now);
+    }
+
+    /// Takes in the messages this node sent to itself.
+    fn settle(&mut self) {
+        while let Some(message) = self.core.take_loopback() {
+            self.take_in_message(self.core.me, message);
+        }
+    }
+
+    fn take_in(&mut self, event: Event) {
+        let core = &mut self.core;
+        let requester = &mut self.requester;
+        match event {
+            Event::Members { members, synced } => {
+                let change = core.view.replace(core.now, members, synced);
+                self.home.on_view_change(core, &change);
+                requester.on_view_change(core, &change);
+            }
+            Event::PeerLost(node) => {
+                core.suspect(node);
+                self.home.on_peer_lost(core, node);
+                requester.on_peer_lost(core);
+            }
+            Event::Message { from, message } => {
+                core.view.heard_from(from);
+                self.take_in_message(from, message);
+            }
+            Event::Stored { content, layout, have } => requester.on_stored(core, content, layout, have),
+            Event::Dropped { content, chunks } => requester.on_dropped(core, content, &chunks),
+            Event::Evicted { content } => requester.on_evicted(core, content),
+            Event::Open { content, layout, have } => requester.on_open(core, content, layout, have),
+            Event::Demand { content, wanted, cursors } => requester.on_demand(core, content, wanted, cursors),
+            Event::Close { content } => requester.on_close(core, content),
+            Event::FlowProgress { flow, received } => requester.on_flow_progress(core, flow, received),
+            Event::FlowDone { flow, attestation, kept } => {
+                requester.on_flow_done(core, flow, attestation, kept);
+            }
+            Event::FlowFailed { flow, received, reason } => {
+                requester.on_flow_failed(core, flow, received, reason);
+            }
+        }
+    }
+
+    fn take_in_message(&mut self, from: NodeId, message: Message) {
+        let core = &mut self.core;
+        match message {
+            Message::Want(want) => self.home.on_want(core, from, want),
+            Message::Answer(answer) => self.requester.on_answer(core, from, answer),
+            Message::Leases(leases) => self.home.on_leases(core, from, &leases),
+            Message::Revoke(lease) => self.requester.on_revoke(core, lease),
+            Message::Redirect(redirect) => self.requester.on_redirect(core, redirect),
+            Message::Ask(ask) => self.home.on_ask(core, from, ask),
+            Message::Table(table) => self.home.on_table(core, from, &table),
+            Message::Announce(announce) => self.home.on_announce(core, from, &announce),
+        }
+    }
+}

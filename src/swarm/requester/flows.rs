@@ -1,0 +1,284 @@
+//! Transfers to this node: started within the room there is, counted, moved to another source when one fails.
+
+use super::Requester;
+use super::content::Flight;
+use super::wants::{bit_of, is_nearly_done};
+use crate::content::{Attestation, ChunkDigest, ChunkIndex, ContentKey, NodeId};
+use crate::swarm::core::{Core, millis};
+use crate::swarm::event::{Action, Claim, FlowFailure, FlowId};
+use crate::swarm::time::Time;
+use crate::wire::{Candidate, Failure, LeaseEnd, Source, Trouble};
+
+/// Doublings of the pause after failures at the origin: 3.2 s at the usual 100 ms.
+const MAX_BACKOFF_DOUBLINGS: u32 = 5;
+
+#[derive(Debug)]
+pub(super) struct Flow {
+    pub(super) content: ContentKey,
+    pub(super) chunk: ChunkIndex,
+    pub(super) from: From,
+    pub(super) len: u32,
+    /// Contiguous bytes of the chunk, from its start.
+    pub(super) received: u32,
+    /// `received` at the start of the flow.
+    pub(super) offset: u32,
+    pub(super) started: Time,
+    /// When `received` last grew.
+    pub(super) grew: Time,
+}
+
+impl Flow {
+    /// Whether every byte is here, and the engine is checking and storing them.
+    pub(super) const fn has_arrived(&self) -> bool {
+        self.received == self.len
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum From {
+    Peer {
+        source: Candidate,
+        /// Tried next, without asking the home.
+        rest: Vec<Candidate>,
+        expect: Option<ChunkDigest>,
+    },
+    Origin(Claim),
+}
+
+impl Requester {
+    pub(crate) fn on_flow_progress(&mut self, core: &mut Core, id: FlowId, received: u32) {
+        let Some(flow) = self.flows.get_mut(&id) else { return };
+        if received <= flow.received {
+            return;
+        }
+        let ending_before = is_nearly_done(flow.received, flow.len);
+        flow.received = received.min(flow.len);
+        flow.grew = core.now;
+        let ending = is_nearly_done(flow.received, flow.len);
+        let (key, chunk, received) = (flow.content, flow.chunk, flow.received);
+        if let Some(content) = self.contents.get_mut(&key) {
+            content.progressed = core.now;
+            content.received.insert(chunk, received);
+        }
+        if ending && !ending_before {
+            self.refresh(core, key);
+        }
+    }
+
+    pub(crate) fn on_flow_done(&mut self, core: &mut Core, id: FlowId, attestation: Attestation, kept: bool) {
+        let Some(flow) = self.remove_flow(id) else { return };
+        let Some(content) = self.contents.get_mut(&flow.content) else { return };
+        content.progressed = core.now;
+        content.received.remove(&flow.chunk);
+        content.wanted.remove(flow.chunk);
+        if kept {
+            content.have.insert(flow.chunk);
+        }
+        if matches!(flow.from, From::Origin(_)) {
+            content.origin_failures = 0;
+            let asking = content.asking.entry(flow.chunk.stripe()).or_default();
+            asking.end(LeaseEnd::Done { bit: bit_of(flow.chunk), attestation });
+        }
+        self.fill_room(core);
+        self.refresh(core, flow.content);
+    }
+
+    pub(crate) fn on_flow_failed(&mut self, core: &mut Core, id: FlowId, received: u32, reason: FlowFailure) {
+        let Some(flow) = self.remove_flow(id) else { return };
+        core.stats.failed_flows += 1;
+        let Some(content) = self.contents.get_mut(&flow.content) else { return };
+        if received == 0 {
+            content.received.remove(&flow.chunk);
+        } else {
+            content.received.insert(flow.chunk, received.min(flow.len));
+        }
+        let (key, chunk) = (flow.content, flow.chunk);
+        match flow.from {
+            From::Peer { source, rest, expect } => {
+                self.complain(key, chunk, source.node, trouble(reason));
+                self.start_or_queue_rest(core, key, chunk, rest, expect);
+            }
+            From::Origin(_) => self.origin_failed(core, key, chunk, reason),
+        }
+        self.fill_room(core);
+        self.refresh(core, key);
+    }
+
+    /// Gives up a flow from a peer that brings nothing.
+    pub(super) fn give_up(&mut self, core: &mut Core, id: FlowId) {
+        let Some(flow) = self.remove_flow(id) else { return };
+        core.stats.failed_flows += 1;
+        core.act(Action::Cancel { flow: id });
+        if let From::Peer { source, rest, expect } = flow.from {
+            self.complain(flow.content, flow.chunk, source.node, Trouble::Broken);
+            self.start_or_queue_rest(core, flow.content, flow.chunk, rest, expect);
+        }
+    }
+
+    /// Starts an assignment, or keeps it until there is room. Leases start at once: others count on them.
+    pub(super) fn start_or_queue(
+        &mut self,
+        core: &mut Core,
+        key: ContentKey,
+        chunk: ChunkIndex,
+        source: Source,
+    ) {
+        match source {
+            Source::Origin => self.start(core, key, chunk, From::Origin(Claim::Leased)),
+            Source::Peers { candidates, digest } => {
+                let usable: Vec<_> = candidates
+                    .iter()
+                    .copied()
+                    .filter(|c| c.node != core.me && core.view.is_usable(c.node))
+                    .collect();
+                if usable.is_empty() {
+                    for candidate in candidates {
+                        self.complain(key, chunk, candidate.node, Trouble::Broken);
+                    }
+                    return;
+                }
+                if !self.start_from_peer(core, key, chunk, &usable, digest)
+                    && let Some(content) = self.contents.get_mut(&key)
+                {
+                    content.queued.insert(chunk, Source::Peers { candidates: usable, digest });
+                }
+            }
+        }
+    }
+
+    /// Starts queued assignments for which there is room now.
+    pub(super) fn fill_room(&mut self, core: &mut Core) {
+        let queued: Vec<(ContentKey, ChunkIndex)> = self
+            .contents
+            .iter()
+            .flat_map(|(key, content)| content.queued.keys().map(|chunk| (*key, *chunk)))
+            .collect();
+        for (key, chunk) in queued {
+            let Some(content) = self.contents.get_mut(&key) else { continue };
+            if let Some(source) = content.queued.remove(&chunk) {
+                self.start_or_queue(core, key, chunk, source);
+            }
+        }
+    }
+
+    pub(super) fn start(&mut self, core: &mut Core, key: ContentKey, chunk: ChunkIndex, from: From) {
+        let Some(content) = self.contents.get_mut(&key) else { return };
+        let flow = FlowId(self.next_flow);
+        self.next_flow += 1;
+        let len = content.layout.chunk_len(chunk);
+        let offset = content.received.get(&chunk).copied().unwrap_or(0);
+        let from_origin = matches!(from, From::Origin(_));
+        content.flights.insert(chunk, Flight { flow, from_origin });
+        content.inflight_bytes += u64::from(len);
+        self.inflight_bytes += u64::from(len);
+        let action = match &from {
+            From::Peer { source, expect, .. } => {
+                core.stats.peer_flows += 1;
+                *self.per_peer.entry(source.node).or_default() += 1;
+                let expect = *expect;
+                Action::FetchFromPeer { flow, peer: source.node, content: key, chunk, offset, expect }
+            }
+            From::Origin(claim) => {
+                self.origin_flows += 1;
+                match claim {
+                    Claim::Leased => core.stats.leased_flows += 1,
+                    Claim::LastResort => core.stats.last_resort_flows += 1,
+                }
+                Action::FetchFromOrigin { flow, content: key, chunk, offset, claim: *claim }
+            }
+        };
+        core.act(action);
+        let now = core.now;
+        self.flows.insert(
+            flow,
+            Flow { content: key, chunk, from, len, received: offset, offset, started: now, grew: now },
+        );
+    }
+
+    pub(super) fn remove_flow(&mut self, id: FlowId) -> Option<Flow> {
+        let flow = self.flows.remove(&id)?;
+        let len = u64::from(flow.len);
+        self.inflight_bytes = self.inflight_bytes.saturating_sub(len);
+        if let Some(content) = self.contents.get_mut(&flow.content) {
+            content.flights.remove(&flow.chunk);
+            content.inflight_bytes = content.inflight_bytes.saturating_sub(len);
+        }
+        match &flow.from {
+            From::Peer { source, .. } => {
+                if let Some(count) = self.per_peer.get_mut(&source.node) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.per_peer.remove(&source.node);
+                    }
+                }
+            }
+            From::Origin(_) => self.origin_flows = self.origin_flows.saturating_sub(1),
+        }
+        Some(flow)
+    }
+
+    /// `false` when there is no room, here or at the peers, now.
+    fn start_from_peer(
+        &mut self,
+        core: &mut Core,
+        key: ContentKey,
+        chunk: ChunkIndex,
+        candidates: &[Candidate],
+        expect: Option<ChunkDigest>,
+    ) -> bool {
+        let Some(content) = self.contents.get(&key) else { return true };
+        let len = u64::from(content.layout.chunk_len(chunk));
+        if self.inflight_bytes > 0 && self.inflight_bytes + len > core.config.inflight_bytes {
+            return false;
+        }
+        let busy =
+            |node: NodeId| self.per_peer.get(&node).copied().unwrap_or(0) >= core.config.flows_per_peer;
+        let Some(at) = candidates.iter().position(|candidate| !busy(candidate.node)) else { return false };
+        let rest = candidates.iter().enumerate().filter(|(i, _)| *i != at).map(|(_, c)| *c).collect();
+        self.start(core, key, chunk, From::Peer { source: candidates[at], rest, expect });
+        true
+    }
+
+    fn start_or_queue_rest(
+        &mut self,
+        core: &mut Core,
+        key: ContentKey,
+        chunk: ChunkIndex,
+        rest: Vec<Candidate>,
+        digest: Option<ChunkDigest>,
+    ) {
+        let usable: Vec<_> = rest.into_iter().filter(|c| core.view.is_usable(c.node)).collect();
+        let wanted = self.contents.get(&key).is_some_and(|content| content.is_wanted(chunk));
+        if wanted && !usable.is_empty() {
+            self.start_or_queue(core, key, chunk, Source::Peers { candidates: usable, digest });
+        }
+    }
+
+    fn complain(&mut self, key: ContentKey, chunk: ChunkIndex, node: NodeId, trouble: Trouble) {
+        let Some(content) = self.contents.get_mut(&key) else { return };
+        let asking = content.asking.entry(chunk.stripe()).or_default();
+        asking.complain(Failure { bit: bit_of(chunk), node, trouble });
+    }
+
+    fn origin_failed(&mut self, core: &Core, key: ContentKey, chunk: ChunkIndex, reason: FlowFailure) {
+        let Some(content) = self.contents.get_mut(&key) else { return };
+        let pause =
+            millis(core.config.origin_backoff_ms) * (1 << content.origin_failures.min(MAX_BACKOFF_DOUBLINGS));
+        content.origin_after = core.now + pause;
+        content.origin_failures += 1;
+        let bit = bit_of(chunk);
+        let end = match reason {
+            FlowFailure::OriginThrottled => LeaseEnd::Throttled { bit },
+            _ => LeaseEnd::Failed { bit },
+        };
+        content.asking.entry(chunk.stripe()).or_default().end(end);
+    }
+}
+
+const fn trouble(reason: FlowFailure) -> Trouble {
+    match reason {
+        FlowFailure::Busy => Trouble::Busy,
+        FlowFailure::NotFound | FlowFailure::Corrupt => Trouble::Lacks,
+        FlowFailure::Broken | FlowFailure::OriginThrottled | FlowFailure::OriginFailed => Trouble::Broken,
+    }
+}
