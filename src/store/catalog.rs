@@ -1,0 +1,320 @@
+//! Which contents there are, who is using them, and which one has to go.
+//!
+//! A content is *warm* while somebody holds its entry and for a while after; else *cold*: a row without a file
+//! descriptor. Invariant: an `Arc<Entry>` is handed out only under the catalog's lock, so an entry whose only
+//! `Arc` is the catalog's is used by nobody, and only such a content is evicted.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+
+use super::Summary;
+use super::data_dir;
+use super::disk;
+use super::entry::Entry;
+use super::error::CreateError;
+use super::index::Row;
+use super::room::{Reservation, Shortage};
+use super::shared::Shared;
+use crate::content::{ChunkSet, ContentId, ContentKey, Layout};
+
+/// An entry that nobody has used for so long gives its file descriptor and its attestations back.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// After an eviction that freed nothing on the file system (its blocks are shared with a placed file, or somebody
+/// else fills the disk faster) the floor evicts nothing for so long: it would empty the cache in vain.
+const FUTILE_PAUSE: Duration = Duration::from_secs(10);
+
+/// Evictions a subscriber may lag behind before it is told to look at the whole list instead.
+const EVICTIONS_MAX: usize = 1_024;
+
+/// All contents.
+#[derive(Debug)]
+pub(super) struct Catalog {
+    slots: Mutex<HashMap<ContentKey, Slot>>,
+    /// One evicts at a time, so that several writers do not each free what one of them needs.
+    evicting: Mutex<Option<Instant>>,
+    pub(super) evictions: broadcast::Sender<ContentKey>,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Cold(Cold),
+    Warm(Arc<Entry>),
+}
+
+/// A content that nobody uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Cold {
+    pub row: Row,
+    /// Chunks whose digest was not checked since the start.
+    pub unverified: ChunkSet,
+}
+
+impl Slot {
+    fn last_used_ms(&self) -> u64 {
+        match self {
+            Self::Cold(cold) => cold.row.last_used_ms,
+            Self::Warm(entry) => entry.last_used_ms(),
+        }
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        match self {
+            Self::Cold(cold) => cold.row.have.bytes(&cold.row.layout),
+            Self::Warm(entry) => entry.have().bytes(&entry.layout()),
+        }
+    }
+
+    fn may_go(&self) -> bool {
+        match self {
+            Self::Cold(cold) => !cold.row.pinned,
+            Self::Warm(entry) => Arc::strong_count(entry) == 1 && !entry.is_pinned(),
+        }
+    }
+}
+
+impl Catalog {
+    pub(super) fn new(rows: impl IntoIterator<Item = (ContentKey, Row)>) -> Self {
+        // Whatever vouches for the index, no chunk is served in this run before its digest was checked.
+        let cold = |row: Row| Slot::Cold(Cold { unverified: row.have.clone(), row });
+        let slots = rows.into_iter().map(|(key, row)| (key, cold(row))).collect();
+        let evictions = broadcast::channel(EVICTIONS_MAX).0;
+        Self { slots: Mutex::new(slots), evicting: Mutex::new(None), evictions }
+    }
+
+    /// The contents' rows as the index should have them.
+    pub(super) fn rows(&self) -> Vec<(ContentKey, Row)> {
+        let slots = self.slots.lock();
+        let row = |slot: &Slot| match slot {
+            Slot::Cold(cold) => cold.row.clone(),
+            Slot::Warm(entry) => entry.row(),
+        };
+        slots.iter().map(|(key, slot)| (*key, row(slot))).filter(|(_, row)| row.stores_something()).collect()
+    }
+
+    pub(super) fn warm(&self) -> Vec<Arc<Entry>> {
+        let slots = self.slots.lock();
+        slots
+            .values()
+            .filter_map(|slot| match slot {
+                Slot::Warm(entry) => Some(Arc::clone(entry)),
+                Slot::Cold(_) => None,
+            })
+            .collect()
+    }
+
+    /// Lets go of every entry: they hold the store, and the catalog is in it.
+    pub(super) fn clear(&self) {
+        self.slots.lock().clear();
+    }
+
+    fn keys(&self) -> Vec<ContentKey> {
+        self.slots.lock().keys().copied().collect()
+    }
+
+    /// The entry if it is warm, else what is needed to warm it.
+    fn look_up(&self, key: &ContentKey) -> Option<Result<Arc<Entry>, Cold>> {
+        match self.slots.lock().get(key)? {
+            Slot::Warm(entry) => Some(Ok(Arc::clone(entry))),
+            Slot::Cold(cold) => Some(Err(cold.clone())),
+        }
+    }
+}
+
+impl Shared {
+    /// The content's entry, read from its sidecar if it was cold.
+    pub(super) fn get(self: &Arc<Self>, key: &ContentKey) -> Option<Arc<Entry>> {
+        loop {
+            let cold = match self.catalog.look_up(key)? {
+                Ok(entry) => return Some(entry),
+                Err(cold) => cold,
+            };
+            let loaded = Entry::load(self, key, &cold);
+            let mut slots = self.catalog.slots.lock();
+            let slot = slots.get_mut(key)?;
+            match (&*slot, loaded) {
+                (Slot::Cold(now), Ok(entry)) if *now == cold => {
+                    self.room.release_stored(cold.row.have.bytes(&cold.row.layout));
+                    self.room.add_stored(entry.have().bytes(&entry.layout()));
+                    let entry = Arc::new(entry);
+                    *slot = Slot::Warm(Arc::clone(&entry));
+                    return Some(entry);
+                }
+                (Slot::Cold(now), Err(error)) if *now == cold => {
+                    tracing::warn!(content = %key.hex(), error, "a stored content is unusable and is discarded");
+                    let grave = self.take_out(&mut slots, key);
+                    drop(slots);
+                    grave.iter().for_each(|grave| data_dir::delete(grave));
+                    return None;
+                }
+                // Somebody was faster; look again.
+                _ => {}
+            }
+        }
+    }
+
+    /// The content's entry; a fresh one if it is not stored.
+    pub(super) fn create(
+        self: &Arc<Self>,
+        id: &ContentId,
+        layout: Layout,
+    ) -> Result<Arc<Entry>, CreateError> {
+        let key = id.key(layout.chunk_bytes());
+        loop {
+            if let Some(entry) = self.get(&key) {
+                if entry.layout() == layout {
+                    return Ok(entry);
+                }
+                self.retire_wrong_size(entry, layout)?;
+            }
+            let mut slots = self.catalog.slots.lock();
+            if slots.contains_key(&key) {
+                continue;
+            }
+            let entry = Arc::new(Entry::fresh(self, id.clone(), key, layout));
+            slots.insert(key, Slot::Warm(Arc::clone(&entry)));
+            self.metrics.contents.set(slots.len() as u64);
+            return Ok(entry);
+        }
+    }
+
+    /// Everything that is stored. Reads the sidecars of cold contents.
+    pub(super) fn list(self: &Arc<Self>) -> Vec<Summary> {
+        let keys = self.catalog.keys();
+        keys.iter().filter_map(|key| self.get(key)).map(|entry| entry.summary()).collect()
+    }
+
+    /// Sets `bytes` aside for writing, evicting what it takes.
+    pub(super) fn reserve(&self, bytes: u64) -> Result<Reservation<'_>, String> {
+        if bytes > self.room.usage().budget_bytes {
+            return Err(format!("one chunk of {bytes} bytes is larger than store.budget; raise it"));
+        }
+        if let Ok(reservation) = self.room.reserve(bytes, self.free_bytes()?) {
+            return Ok(reservation);
+        }
+        let mut futile_since = self.catalog.evicting.lock();
+        loop {
+            let free = self.free_bytes()?;
+            let shortage = match self.room.reserve(bytes, free) {
+                Ok(reservation) => return Ok(reservation),
+                Err(shortage) => shortage,
+            };
+            let paused = futile_since.is_some_and(|since| since.elapsed() < FUTILE_PAUSE);
+            if (shortage == Shortage::Floor && paused) || !self.evict_one() {
+                return Err(self.explain(shortage, free));
+            }
+            if shortage == Shortage::Floor {
+                *futile_since = (self.free_bytes()? <= free).then(Instant::now);
+            }
+        }
+    }
+
+    /// Makes entries cold that nobody has used for a while, and forgets those that store nothing.
+    pub(super) fn cool_down(&self, now_ms: u64) {
+        let mut graves = Vec::new();
+        let mut slots = self.catalog.slots.lock();
+        let idle: Vec<(ContentKey, Cold)> = slots
+            .iter()
+            .filter_map(|(key, slot)| match slot {
+                Slot::Warm(entry) if entry.is_idle(now_ms, IDLE) && Arc::strong_count(entry) == 1 => {
+                    Some((*key, entry.cold()))
+                }
+                _ => None,
+            })
+            .collect();
+        for (key, cold) in idle {
+            if cold.row.stores_something() {
+                self.index.put(key, cold.row.clone());
+                slots.insert(key, Slot::Cold(cold));
+            } else {
+                graves.extend(self.take_out(&mut slots, &key));
+            }
+        }
+        drop(slots);
+        graves.iter().for_each(|grave| data_dir::delete(grave));
+    }
+
+    fn free_bytes(&self) -> Result<u64, String> {
+        disk::free_bytes(self.dir.root()).map_err(|error| format!("free space is unknown: {error}"))
+    }
+
+    fn explain(&self, shortage: Shortage, free: u64) -> String {
+        match shortage {
+            Shortage::Budget => format!(
+                "all {} bytes of store.budget are in use and nothing can be evicted; raise it, or unpin contents",
+                self.room.usage().budget_bytes
+            ),
+            Shortage::Floor => format!(
+                "{free} bytes are free on the file system of {}, store.free_floor keeps {}, and evicting does not \
+                 help; free some space",
+                self.dir.root().display(),
+                self.room.usage().free_floor_bytes
+            ),
+        }
+    }
+
+    /// Evicts the least recently used content that nobody uses; false when there is none.
+    pub(super) fn evict_one(&self) -> bool {
+        let mut slots = self.catalog.slots.lock();
+        let victim = slots
+            .iter()
+            .filter(|(_, slot)| slot.may_go() && slot.stored_bytes() > 0)
+            .min_by_key(|(_, slot)| slot.last_used_ms())
+            .map(|(key, slot)| (*key, slot.stored_bytes()));
+        let Some((key, bytes)) = victim else { return false };
+        let Some(grave) = self.take_out(&mut slots, &key) else { return false };
+        drop(slots);
+        self.metrics.evictions.inc();
+        self.metrics.evicted_bytes.inc_by(bytes);
+        tracing::debug!(content = %key.hex(), bytes, "evicted");
+        data_dir::delete(&grave);
+        true
+    }
+
+    /// Removes a content from every list and from its place on disk; what is returned is to be deleted.
+    fn take_out(&self, slots: &mut HashMap<ContentKey, Slot>, key: &ContentKey) -> Option<PathBuf> {
+        // Under the lock, so that a new entry of the same name finds its place free.
+        let grave = match self.dir.discard(&self.dir.content(key)) {
+            Ok(grave) => grave,
+            Err(error) => {
+                tracing::warn!(content = %key.hex(), %error, "a content could not be discarded");
+                return None;
+            }
+        };
+        if let Some(slot) = slots.remove(key) {
+            self.room.release_stored(slot.stored_bytes());
+        }
+        self.metrics.contents.set(slots.len() as u64);
+        self.index.remove(*key);
+        // Nobody may be listening.
+        let _ = self.catalog.evictions.send(*key);
+        Some(grave)
+    }
+
+    /// A content whose announced size changed: the partial one gives way, a sealed or used one does not.
+    fn retire_wrong_size(&self, entry: Arc<Entry>, asked: Layout) -> Result<(), CreateError> {
+        let conflict = CreateError::SizeConflict {
+            name: entry.id().to_string(),
+            held_bytes: entry.layout().size(),
+            asked_bytes: asked.size(),
+        };
+        let key = *entry.key();
+        let sealed = entry.is_sealed();
+        drop(entry);
+        let mut slots = self.catalog.slots.lock();
+        match slots.get(&key) {
+            Some(slot) if sealed || !slot.may_go() => Err(conflict),
+            None => Ok(()),
+            Some(_) => {
+                let grave = self.take_out(&mut slots, &key);
+                drop(slots);
+                grave.map(|grave| data_dir::delete(&grave)).ok_or(conflict)
+            }
+        }
+    }
+}

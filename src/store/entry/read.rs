@@ -1,0 +1,153 @@
+//! The way out: bytes of held chunks, and the check that they still are what they were.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Entry;
+use crate::content::{ByteRange, ChunkDigest, ChunkIndex};
+use crate::store::disk;
+use crate::store::error::ReadError;
+use crate::store::metrics::Lane;
+
+/// Most bytes of one read: a longer one would hold a thread of the pool, and memory, for too long.
+pub const READ_MAX_BYTES: u64 = 1 << 20;
+
+impl Entry {
+    /// The bytes of `range`, which lies in held chunks and is at most [`READ_MAX_BYTES`] long.
+    ///
+    /// The first read of a chunk after a start checks its digest, so that neither a crash nor a tired disk can make
+    /// us serve a wrong byte.
+    ///
+    /// # Errors
+    /// [`ReadError::NotHeld`] and [`ReadError::Corrupt`] mean: fetch the chunk and ask again.
+    pub async fn read(self: &Arc<Self>, range: ByteRange) -> Result<Bytes, ReadError> {
+        if range.len() > READ_MAX_BYTES || range.end() > self.layout.size() {
+            return Err(ReadError::OutOfBounds {
+                asked_bytes: range.len(),
+                end: range.end(),
+                size: self.layout.size(),
+                limit_bytes: READ_MAX_BYTES,
+            });
+        }
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        self.touch();
+        let entry = Arc::clone(self);
+        let bytes = self.shared.pool.run(Lane::Read, move || entry.read_now(range)).await??;
+        self.shared.metrics.read_bytes.inc_by(range.len());
+        Ok(bytes)
+    }
+
+    /// [`read`](Self::read) on a thread that may block.
+    pub(in crate::store) fn read_now(self: &Arc<Self>, range: ByteRange) -> Result<Bytes, ReadError> {
+        loop {
+            let removals = self.ready_to_read(range)?;
+            let bytes = match self.data().and_then(|file| self.shared.disk.read(&file, range)) {
+                Ok(bytes) => bytes,
+                Err(error) => return Err(self.read_failed(range, error)),
+            };
+            // Without a removal in between nobody wrote where we read.
+            if self.state.lock().removals == removals {
+                return Ok(Bytes::from(bytes));
+            }
+        }
+    }
+
+    /// Checks the digest of every chunk not checked since the start, up to `bytes_max`; false while some are left.
+    pub(in crate::store) fn verify_some(self: &Arc<Self>, bytes_max: u64) -> Result<bool, ReadError> {
+        let mut left = bytes_max;
+        loop {
+            let Some(chunk) = self.state.lock().unverified.iter().next() else { return Ok(true) };
+            if left == 0 {
+                return Ok(false);
+            }
+            self.verify(chunk)?;
+            left = left.saturating_sub(self.layout.chunk_range(chunk).len());
+        }
+    }
+
+    /// All chunks of `range` are held and checked; returns the number of removals so far.
+    fn ready_to_read(self: &Arc<Self>, range: ByteRange) -> Result<u64, ReadError> {
+        loop {
+            let state = self.state.lock();
+            let mut chunks = self.layout.chunks_of(range);
+            if let Some(missing) = chunks.find(|chunk| !state.have.contains(*chunk)) {
+                return Err(ReadError::NotHeld(missing));
+            }
+            let mut chunks = self.layout.chunks_of(range);
+            let Some(unverified) = chunks.find(|chunk| state.unverified.contains(*chunk)) else {
+                return Ok(state.removals);
+            };
+            drop(state);
+            self.verify(unverified)?;
+        }
+    }
+
+    /// Reads `chunk` and compares its digest; drops it when it is not what was attested.
+    fn verify(self: &Arc<Self>, chunk: ChunkIndex) -> Result<(), ReadError> {
+        let (attestation, removals) = {
+            let state = self.state.lock();
+            let Some(attestation) = state.attestations.get(&chunk) else {
+                return Err(ReadError::NotHeld(chunk));
+            };
+            (*attestation, state.removals)
+        };
+        match self.digest_on_disk(chunk) {
+            // It may have been removed and written again under our eyes: the caller looks again.
+            _ if self.state.lock().removals != removals => Ok(()),
+            Ok(digest) if digest == attestation.digest => {
+                self.state.lock().unverified.remove(chunk);
+                Ok(())
+            }
+            Ok(_) => Err(self.corrupt(chunk, "its digest is wrong")),
+            Err(error) if disk::is_lost(&error) => Err(self.corrupt(chunk, &error.to_string())),
+            Err(source) => Err(ReadError::Io { path: self.data_path(), source }),
+        }
+    }
+
+    fn digest_on_disk(&self, chunk: ChunkIndex) -> io::Result<ChunkDigest> {
+        let file = self.data()?;
+        let mut hasher = blake3::Hasher::new();
+        for range in slices(self.layout.chunk_range(chunk)) {
+            hasher.update(&self.shared.disk.read(&file, range)?);
+        }
+        Ok(ChunkDigest(*hasher.finalize().as_bytes()))
+    }
+
+    /// The disk did not give the bytes: finds out which chunk is to blame.
+    fn read_failed(self: &Arc<Self>, range: ByteRange, source: io::Error) -> ReadError {
+        if disk::is_lost(&source) {
+            for chunk in self.layout.chunks_of(range) {
+                if let Err(error) = self.verify(chunk) {
+                    return error;
+                }
+            }
+        }
+        ReadError::Io { path: self.data_path(), source }
+    }
+
+    fn corrupt(self: &Arc<Self>, chunk: ChunkIndex, reason: &str) -> ReadError {
+        self.shared.metrics.corrupt_chunks.inc();
+        if self.shared.corrupt_warning.is_due() {
+            let path = self.data_path();
+            tracing::error!(
+                content = %self.id, chunk = chunk.0, path = %path.display(), reason,
+                "a stored chunk is corrupt and is fetched again; check this disk"
+            );
+        }
+        self.drop_chunk(chunk);
+        ReadError::Corrupt(chunk)
+    }
+}
+
+/// `range` in reads of at most [`READ_MAX_BYTES`].
+pub(in crate::store) fn slices(range: ByteRange) -> impl Iterator<Item = ByteRange> {
+    let count = range.len().div_ceil(READ_MAX_BYTES);
+    (0..count).map(move |n| {
+        let start = range.start() + n * READ_MAX_BYTES;
+        ByteRange::new(start, (start + READ_MAX_BYTES).min(range.end()))
+    })
+}

@@ -1,0 +1,224 @@
+//! What all entries of a store share, and the order in which it starts and ends.
+//!
+//! Invariant: the threads are gone, and everything is durable or known not to be, before the lock on the data
+//! directory is let go.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use super::catalog::Catalog;
+use super::config::Config;
+use super::data_dir::{self, DataDir};
+use super::disk::{self, Disk};
+use super::error::OpenError;
+use super::index::{self, Index, Row};
+use super::metrics::{Lane, Metrics};
+use super::now_ms;
+use super::pool::Pool;
+use super::room::Room;
+use super::scan::{Scan, scan};
+use super::syncer::Syncer;
+use crate::content::ContentKey;
+
+/// Between two batches to the index: a crash costs this much of "last used", and a batch shares one flush.
+const INDEX_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The same complaint is not logged more often: a full disk fails every chunk.
+const WARNING_INTERVAL_MS: u64 = 30_000;
+
+/// The inside of a store.
+pub(super) struct Shared {
+    pub disk: Disk,
+    pub dir: DataDir,
+    pub pool: Pool,
+    pub index: Index,
+    pub metrics: Metrics,
+    pub room: Room,
+    pub catalog: Catalog,
+    pub syncer: Arc<Syncer>,
+    /// The last run did not end cleanly: what is placed is verified first.
+    pub after_crash: bool,
+    /// Destinations that are being written right now.
+    pub placing: Mutex<HashSet<PathBuf>>,
+    /// Copies occupy a thread for long; half of them stay free for reads.
+    pub place_turns: Semaphore,
+    pub no_space_warning: Interval,
+    pub corrupt_warning: Interval,
+    pub sync_warning: Interval,
+}
+
+impl Shared {
+    pub(super) fn open(disk: Disk, config: &Config, metrics: Metrics) -> Result<Arc<Self>, OpenError> {
+        let dir = DataDir::open(&config.data_dir, disk.clone())?;
+        let io =
+            |source| OpenError::Io { doing: "opening the store in", path: config.data_dir.clone(), source };
+        let mut graves = dir.old_graves().map_err(io)?;
+        let mark = dir.take_clean_mark().map_err(io)?;
+        let found = index::find(&dir.index(), mark);
+        let after_crash = found.distrust.is_some();
+        let rows: Vec<(ContentKey, Row)> = match found.distrust {
+            None => found.rows.into_iter().collect(),
+            Some(why) => {
+                let scan = recover(&dir, &found.rows, why, &metrics)?;
+                graves.extend(scan.discarded);
+                scan.rows
+            }
+        };
+        let this = Arc::new(OnceLock::<Weak<Self>>::new());
+        let later = Arc::clone(&this);
+        let all_rows = move || {
+            let shared = later.get().and_then(Weak::upgrade);
+            shared.map_or_else(Vec::new, |shared| shared.catalog.rows())
+        };
+        let rebuilds = metrics.index_rebuilds.clone();
+        let index = Index::start(found.engine, dir.index(), INDEX_INTERVAL, Box::new(all_rows), rebuilds)
+            .map_err(io)?;
+        let room = Room::new(config.budget.as_u64(), config.free_floor.as_u64(), metrics.clone());
+        for (key, row) in &rows {
+            room.add_stored(row.have.bytes(&row.layout));
+            if after_crash {
+                index.put(*key, row.clone());
+            }
+        }
+        metrics.contents.set(rows.len() as u64);
+        let threads = config.effective_io_threads();
+        let shared = Arc::new(Self {
+            pool: Pool::start(threads, &metrics).map_err(io)?,
+            syncer: Arc::new(Syncer::new(metrics.unsynced_contents.clone())),
+            catalog: Catalog::new(rows),
+            disk,
+            dir,
+            index,
+            room,
+            metrics,
+            after_crash,
+            placing: Mutex::default(),
+            place_turns: Semaphore::new(threads.div_ceil(2)),
+            no_space_warning: Interval::default(),
+            corrupt_warning: Interval::default(),
+            sync_warning: Interval::default(),
+        });
+        // Set exactly once, here.
+        let _ = this.set(Arc::downgrade(&shared));
+        if let Err(error) = Syncer::start(&shared) {
+            shared.abandon();
+            return Err(io(error));
+        }
+        shared.warn_if_below_floor();
+        if !graves.is_empty() {
+            // The queue is empty: there is room.
+            shared
+                .pool
+                .try_submit(Lane::Write, move || graves.iter().for_each(|grave| data_dir::delete(grave)));
+        }
+        Ok(shared)
+    }
+
+    pub(super) fn flush(&self) -> io::Result<()> {
+        let pending = self.catalog.warm().into_iter().filter(|entry| entry.has_pending());
+        pending.map(|entry| entry.sync()).fold(Ok(()), Result::and)
+    }
+
+    pub(super) fn close(&self) -> io::Result<()> {
+        self.pool.stop();
+        self.syncer.stop();
+        let flushed = self.flush();
+        // Last uses change without anything being written; this is when they are.
+        for (key, row) in self.catalog.rows() {
+            self.index.put(key, row);
+        }
+        self.dismiss_waiters();
+        let generation = self.index.close_clean();
+        let marked = match (&flushed, generation) {
+            (Ok(()), Some(generation)) => self.dir.leave_clean_mark(generation),
+            _ => Ok(()),
+        };
+        self.catalog.clear();
+        self.dir.unlock();
+        flushed.and(marked)
+    }
+
+    /// Ends without making anything durable.
+    pub(super) fn abandon(&self) {
+        self.pool.stop();
+        self.syncer.stop();
+        self.index.abandon();
+        self.dismiss_waiters();
+        self.catalog.clear();
+        self.dir.unlock();
+    }
+
+    /// Nobody syncs any more; who waits for a sync would wait for ever, and keep the entry it waits in alive.
+    fn dismiss_waiters(&self) {
+        self.catalog.warm().iter().for_each(|entry| entry.dismiss_waiters());
+    }
+
+    /// The file system of the data directory is already below its floor: say so before the first pass-through does.
+    fn warn_if_below_floor(&self) {
+        let floor_bytes = self.room.usage().free_floor_bytes;
+        match disk::free_bytes(self.dir.root()) {
+            Ok(free_bytes) if free_bytes < floor_bytes => tracing::warn!(
+                path = %self.dir.root().display(), free_bytes, floor_bytes,
+                "less than store.free_floor is free: contents are evicted or passed through until there is more"
+            ),
+            _ => {}
+        }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("dir", &self.dir).field("room", &self.room).finish_non_exhaustive()
+    }
+}
+
+/// Lets a complaint through once per [`WARNING_INTERVAL_MS`].
+#[derive(Debug, Default)]
+pub(super) struct Interval {
+    last_ms: AtomicU64,
+}
+
+impl Interval {
+    pub(super) fn is_due(&self) -> bool {
+        let now = now_ms();
+        let last = self.last_ms.load(Ordering::Relaxed);
+        now.saturating_sub(last) >= WARNING_INTERVAL_MS
+            && self.last_ms.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// Scans the sidecars; `known` still tells when each content was last used.
+fn recover(
+    dir: &DataDir,
+    known: &HashMap<ContentKey, Row>,
+    why: &str,
+    metrics: &Metrics,
+) -> Result<Scan, OpenError> {
+    let started = Instant::now();
+    let mut scan = scan(dir)?;
+    let mut chunks = 0;
+    for (key, row) in &mut scan.rows {
+        chunks += row.have.len();
+        row.last_used_ms = known.get(key).map_or(row.last_used_ms, |known| known.last_used_ms);
+    }
+    if !scan.rows.is_empty() || !scan.discarded.is_empty() {
+        metrics.index_rebuilds.inc();
+        tracing::info!(
+            contents = scan.rows.len(),
+            chunks,
+            discarded = scan.discarded.len(),
+            seconds = started.elapsed().as_secs_f64(),
+            because = why,
+            "index rebuilt by scanning the stored contents"
+        );
+    }
+    Ok(scan)
+}

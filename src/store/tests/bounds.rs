@@ -1,0 +1,167 @@
+//! Budget, free floor, eviction.
+
+use super::*;
+
+/// Three contents of 30,000 bytes fit.
+fn small() -> Rig {
+    Rig { budget: 95_000, ..Rig::new() }
+}
+
+/// The syncer holds an entry until it is durable; waits until only those of the test are held.
+fn settle(store: &Store, held: usize) {
+    store.flush().unwrap();
+    // One count is the catalog's, one is ours.
+    let is_held = |entry: &&Arc<Entry>| Arc::strong_count(entry) > 2;
+    while store.handle.shared.catalog.warm().iter().filter(is_held).count() > held {
+        std::thread::yield_now();
+    }
+}
+
+/// Uses are told apart by the millisecond.
+fn tick() {
+    std::thread::sleep(std::time::Duration::from_millis(2));
+}
+
+async fn fill(store: &Store, seeds: impl IntoIterator<Item = u64>) -> Vec<(ContentId, Vec<u8>)> {
+    fill_beside(store, seeds, 0).await
+}
+
+async fn fill_beside(
+    store: &Store,
+    seeds: impl IntoIterator<Item = u64>,
+    held: usize,
+) -> Vec<(ContentId, Vec<u8>)> {
+    let mut contents = Vec::new();
+    for seed in seeds {
+        let data = bytes(seed, 30_000);
+        put_sealed(store, &blob(&data), &data).await;
+        contents.push((blob(&data), data));
+        // Or the next one finds this one in use.
+        settle(store, held);
+        tick();
+    }
+    contents
+}
+
+fn is_stored(store: &Store, id: &ContentId) -> bool {
+    store.list().iter().any(|summary| summary.id == *id)
+}
+
+#[tokio::test]
+async fn the_least_recently_used_leaves_first_and_is_announced() {
+    let rig = small();
+    let store = rig.open();
+    let mut evictions = store.evictions();
+    let contents = fill(&store, 0..3).await;
+    // Used again: now 1 is the oldest.
+    let _ = store.get(&contents[0].0.key(CHUNK));
+    tick();
+    let more = fill(&store, 3..4).await;
+    assert!(is_stored(&store, &contents[0].0) && is_stored(&store, &more[0].0));
+    assert!(!is_stored(&store, &contents[1].0));
+    assert_eq!(evictions.try_recv().unwrap(), contents[1].0.key(CHUNK));
+    assert!(evictions.try_recv().is_err());
+    assert_eq!(store.usage().stored_bytes, 90_000);
+    assert!(!rig.content_dir(&contents[1].0.key(CHUNK)).exists());
+}
+
+#[tokio::test]
+async fn held_and_pinned_contents_stay_whatever_happens() {
+    let rig = small();
+    let store = rig.open();
+    let contents = fill(&store, 0..3).await;
+    let held = store.get(&contents[0].0.key(CHUNK)).unwrap();
+    store.get(&contents[1].0.key(CHUNK)).unwrap().set_pinned(true).await.unwrap();
+    settle(&store, 1);
+    fill_beside(&store, 3..8, 1).await;
+    assert!(is_stored(&store, &contents[0].0) && is_stored(&store, &contents[1].0));
+    assert_eq!(get_all(&held).await.unwrap(), contents[0].1);
+    // A pin survives a restart.
+    store.close().unwrap();
+    drop((store, held));
+    let store = rig.open();
+    fill(&store, 8..12).await;
+    assert!(is_stored(&store, &contents[1].0) && !is_stored(&store, &contents[0].0));
+}
+
+#[tokio::test]
+async fn with_nothing_to_evict_chunks_are_passed_through() {
+    let rig = small();
+    let store = rig.open();
+    let contents = fill(&store, 0..3).await;
+    let held: Vec<_> = contents.iter().map(|(id, _)| store.get(&id.key(CHUNK)).unwrap()).collect();
+    let data = bytes(9, 30_000);
+    let entry = store.create(&blob(&data), layout(&data)).unwrap();
+    let refused = put(&entry, &data, 0).await;
+    assert!(matches!(refused, Err(InsertError::NoSpace { .. })), "{refused:?}");
+    assert_eq!(store.handle.shared.metrics.pass_throughs.get(), 1);
+    assert_eq!(store.usage().stored_bytes, 90_000);
+    drop(held);
+    put(&entry, &data, 0).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_free_floor_is_never_crossed() {
+    let rig = Rig { free_floor: u64::MAX / 2, ..Rig::new() };
+    let store = rig.open();
+    let data = bytes(1, 30_000);
+    let entry = store.create(&blob(&data), layout(&data)).unwrap();
+    let Err(InsertError::NoSpace { reason }) = put(&entry, &data, 0).await else { panic!("stored") };
+    assert!(reason.contains("store.free_floor"), "{reason}");
+    drop((entry, store));
+}
+
+#[tokio::test]
+async fn partial_contents_are_evicted_too_and_come_back_empty() {
+    let rig = small();
+    let store = rig.open();
+    let data = bytes(1, 50_000);
+    let entry = store.create(&blob(&data), layout(&data)).unwrap();
+    put(&entry, &data, 2).await.unwrap();
+    drop(entry);
+    settle(&store, 0);
+    tick();
+    fill(&store, 10..13).await;
+    fill(&store, 13..14).await;
+    assert!(!is_stored(&store, &blob(&data)));
+    let entry = store.create(&blob(&data), layout(&data)).unwrap();
+    assert!(entry.have().is_empty());
+    assert!(matches!(entry.read(ByteRange::new(20_000, 20_001)).await, Err(ReadError::NotHeld(_))));
+    put_all(&store, &blob(&data), &data).await.seal().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lowered_budget_is_kept_from_the_next_write_on() {
+    let rig = small();
+    let store = rig.open();
+    fill(&store, 0..3).await;
+    store.close().unwrap();
+    drop(store);
+    let rig = Rig { budget: 40_000, ..rig };
+    let store = rig.open();
+    let more = fill(&store, 5..6).await;
+    assert_eq!(store.usage().stored_bytes, 30_000);
+    assert!(is_stored(&store, &more[0].0));
+}
+
+#[tokio::test]
+async fn idle_contents_give_their_descriptor_back_and_return() {
+    let rig = Rig::new();
+    let store = rig.open();
+    let contents = fill(&store, 0..3).await;
+    let shared = &store.handle.shared;
+    shared.cool_down(now_ms() + 59_000);
+    assert_eq!(shared.catalog.warm().len(), 3);
+    let held = store.get(&contents[0].0.key(CHUNK)).unwrap();
+    let empty = bytes(7, 10);
+    drop(store.create(&blob(&empty), layout(&empty)).unwrap());
+    shared.cool_down(now_ms() + 61_000);
+    assert_eq!(shared.catalog.warm().len(), 1, "only what is held stays warm");
+    assert_eq!(store.list().len(), 3, "what never stored anything is forgotten");
+    for (id, data) in &contents {
+        let entry = store.get(&id.key(CHUNK)).unwrap();
+        assert!(entry.is_sealed());
+        assert_eq!(&get_all(&entry).await.unwrap(), data);
+    }
+    drop(held);
+}

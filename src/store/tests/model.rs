@@ -1,0 +1,215 @@
+//! The store against a map: any sequence of inserts, reads, removals, seals, evictions, restarts and kills.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use tokio::runtime::Runtime;
+
+use super::*;
+
+const CONTENTS: u64 = 4;
+const CHUNKS: u32 = 4;
+const SIZE: usize = 35_000;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Insert(u64, u32),
+    InsertLie(u64, u32),
+    Read(u64, u32),
+    Remove(u64, u32),
+    Seal(u64),
+    Hold(u64),
+    LetGo(u64),
+    Flush,
+    Restart,
+    Kill,
+    CoolDown,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let place = || (0..CONTENTS, 0..CHUNKS);
+    prop_oneof![
+        12 => place().prop_map(|(content, chunk)| Op::Insert(content, chunk)),
+        1 => place().prop_map(|(content, chunk)| Op::InsertLie(content, chunk)),
+        6 => place().prop_map(|(content, chunk)| Op::Read(content, chunk)),
+        1 => place().prop_map(|(content, chunk)| Op::Remove(content, chunk)),
+        3 => (0..CONTENTS).prop_map(Op::Seal),
+        1 => (0..CONTENTS).prop_map(Op::Hold),
+        1 => (0..CONTENTS).prop_map(Op::LetGo),
+        1 => Just(Op::Flush),
+        1 => Just(Op::Restart),
+        1 => Just(Op::Kill),
+        1 => Just(Op::CoolDown),
+    ]
+}
+
+/// What must be true of one content. Evictions take a content away at any time it is not held, so the model says
+/// what may be there, and what must be.
+#[derive(Clone, Debug, Default)]
+struct Model {
+    may: BTreeSet<u32>,
+    /// Durable and not evictable since it was made so.
+    must: BTreeSet<u32>,
+}
+
+struct World {
+    rig: Rig,
+    store: Option<Store>,
+    held: BTreeMap<u64, Arc<Entry>>,
+    models: Vec<Model>,
+    data: Vec<Vec<u8>>,
+}
+
+impl World {
+    fn new(budget: u64) -> Self {
+        let rig = Rig { budget, ..Rig::new() };
+        let store = Some(rig.open());
+        let data = (0..CONTENTS).map(|content| bytes(content, SIZE)).collect();
+        let models = vec![Model::default(); usize::try_from(CONTENTS).unwrap()];
+        Self { rig, store, held: BTreeMap::new(), models, data }
+    }
+
+    fn store(&self) -> &Store {
+        self.store.as_ref().unwrap()
+    }
+
+    fn data(&self, content: u64) -> &[u8] {
+        &self.data[usize::try_from(content).unwrap()]
+    }
+
+    fn model(&mut self, content: u64) -> &mut Model {
+        &mut self.models[usize::try_from(content).unwrap()]
+    }
+
+    fn entry(&self, content: u64) -> Arc<Entry> {
+        let data = self.data(content);
+        self.store().create(&blob(data), layout(data)).unwrap()
+    }
+
+    async fn apply(&mut self, op: Op) {
+        match op {
+            Op::Insert(content, chunk) => {
+                let entry = self.entry(content);
+                match put(&entry, self.data(content), chunk).await {
+                    Ok(_) => {
+                        assert!(entry.holds(ChunkIndex(chunk)));
+                        self.model(content).may.insert(chunk);
+                    }
+                    Err(InsertError::NoSpace { .. }) => {}
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            Op::InsertLie(content, chunk) => {
+                let entry = self.entry(content);
+                let lie = Attestation { digest: ChunkDigest([9; 32]), attester: PEER };
+                let inserted =
+                    entry.insert(ChunkIndex(chunk), pieces(self.data(content), chunk), Expect::Attested(lie));
+                match inserted.await {
+                    Err(InsertError::Mismatch { .. }) => assert!(!entry.holds(ChunkIndex(chunk))),
+                    Ok(held) => assert_eq!(held.attester, ME),
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            Op::Read(content, chunk) => self.read(content, chunk).await,
+            Op::Remove(content, chunk) => {
+                let entry = self.entry(content);
+                entry.remove(&[ChunkIndex(chunk)].into_iter().collect()).await;
+                assert!(!entry.is_sealed() || entry.have().is_full(&entry.layout()));
+                let model = self.model(content);
+                model.may.remove(&chunk);
+                model.must.remove(&chunk);
+            }
+            Op::Seal(content) => {
+                let entry = self.entry(content);
+                let full = entry.have().is_full(&entry.layout());
+                assert_eq!(entry.seal().await.is_ok(), full);
+                if full && self.held.contains_key(&content) {
+                    self.model(content).must = (0..CHUNKS).collect();
+                }
+            }
+            Op::Hold(content) => {
+                let entry = self.entry(content);
+                self.held.insert(content, entry);
+            }
+            Op::LetGo(content) => {
+                self.held.remove(&content);
+                self.model(content).must.clear();
+            }
+            Op::Flush => self.flush(),
+            Op::Restart => {
+                self.store().close().unwrap();
+                self.reopen();
+            }
+            Op::Kill => self.reopen(),
+            Op::CoolDown => self.store().handle.shared.cool_down(now_ms() + 120_000),
+        }
+    }
+
+    fn flush(&mut self) {
+        self.store().flush().unwrap();
+        for (content, entry) in &self.held {
+            let model = &mut self.models[usize::try_from(*content).unwrap()];
+            model.must = entry.have().iter().map(|chunk| chunk.0).collect();
+        }
+    }
+
+    /// What is held and durable is there again.
+    fn reopen(&mut self) {
+        self.held.clear();
+        self.store = None;
+        self.store = Some(self.rig.open());
+        for content in 0..CONTENTS {
+            let have: BTreeSet<u32> = self.entry(content).have().iter().map(|chunk| chunk.0).collect();
+            let model = self.model(content);
+            assert!(have.is_superset(&model.must), "{have:?} lacks some of {model:?}");
+            model.must.clear();
+        }
+    }
+
+    async fn read(&self, content: u64, chunk: u32) {
+        let entry = self.entry(content);
+        let range = entry.layout().chunk_range(ChunkIndex(chunk));
+        let (start, end) = (usize::try_from(range.start()).unwrap(), usize::try_from(range.end()).unwrap());
+        match entry.read(range).await {
+            Ok(read) => assert_eq!(read[..], self.data(content)[start..end]),
+            Err(ReadError::NotHeld(missing)) => assert_eq!(missing, ChunkIndex(chunk)),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    fn check(&self) {
+        let store = self.store();
+        let usage = store.usage();
+        assert!(usage.stored_bytes <= usage.budget_bytes);
+        let mut total = 0;
+        for content in 0..CONTENTS {
+            let entry = self.entry(content);
+            let model = &self.models[usize::try_from(content).unwrap()];
+            let have: BTreeSet<u32> = entry.have().iter().map(|chunk| chunk.0).collect();
+            assert!(have.is_subset(&model.may), "{have:?} has more than {model:?}");
+            assert!(have.is_superset(&model.must), "{have:?} lacks some of {model:?}");
+            assert!(!entry.is_sealed() || have.len() == CHUNKS as usize);
+            total += entry.have().bytes(&entry.layout());
+        }
+        assert_eq!(total, usage.stored_bytes, "the account is exact");
+    }
+}
+
+proptest! {
+    // A case is a whole life of a store on a real disk; the crash harness of a later day has the thousands.
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn behaves_like_a_map_that_may_forget(
+        budget in prop_oneof![Just(60_000u64), Just(1 << 20)],
+        ops in proptest::collection::vec(op(), 1..40),
+    ) {
+        Runtime::new().unwrap().block_on(async {
+            let mut world = World::new(budget);
+            for op in ops {
+                world.apply(op).await;
+                world.check();
+            }
+        });
+    }
+}

@@ -1,0 +1,237 @@
+//! Restarts: clean ones, killed ones, and ones after somebody or something spoilt the files.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use super::*;
+
+/// Bytes of one slot of a sidecar's log.
+const SLOT: u64 = 64;
+
+fn have(store: &Store, key: &ContentKey) -> Vec<u32> {
+    store.get(key).map_or_else(Vec::new, |entry| entry.have().iter().map(|chunk| chunk.0).collect())
+}
+
+#[tokio::test]
+async fn everything_survives_a_clean_restart() {
+    let rig = Rig::new();
+    let store = rig.open();
+    let (whole, part) = (bytes(1, 95_000), bytes(2, 1_500_000));
+    let sealed = put_sealed(&store, &blob(&whole), &whole).await;
+    let partial = store.create(&object("part", &part), layout(&part)).unwrap();
+    for chunk in [0, 64, 149] {
+        put(&partial, &part, chunk).await.unwrap();
+    }
+    partial.set_pinned(true).await.unwrap();
+    let mut before = store.list();
+    store.close().unwrap();
+    assert!(matches!(sealed.read(ByteRange::new(0, 1)).await, Err(ReadError::Closed)));
+    assert!(matches!(put(&partial, &part, 1).await, Err(InsertError::Closed)));
+    assert!(matches!(store.create(&blob(&whole), layout(&whole)), Err(CreateError::Closed)));
+    // These wait for a sync, and there is none any more.
+    assert!(partial.set_pinned(false).await.is_err());
+    partial.remove(&[ChunkIndex(0)].into_iter().collect()).await;
+    drop((store, sealed, partial));
+
+    let store = rig.open();
+    assert!(!store.handle.shared.after_crash);
+    let mut after = store.list();
+    before.sort_by_key(|summary| summary.key);
+    after.sort_by_key(|summary| summary.key);
+    assert_eq!(before, after);
+    assert_eq!(store.usage().stored_bytes, 95_000 + 3 * 10_000);
+    let entry = store.get(&blob(&whole).key(CHUNK)).unwrap();
+    assert_eq!(get_all(&entry).await.unwrap(), whole);
+}
+
+#[tokio::test]
+async fn a_kill_loses_only_what_was_not_durable() {
+    let rig = Rig::new();
+    let data = bytes(3, 95_000);
+    let key = blob(&data).key(CHUNK);
+    let store = rig.open();
+    let entry = store.create(&blob(&data), layout(&data)).unwrap();
+    put(&entry, &data, 0).await.unwrap();
+    put(&entry, &data, 7).await.unwrap();
+    store.flush().unwrap();
+    put(&entry, &data, 3).await.unwrap();
+    drop((entry, store));
+
+    let store = rig.open();
+    assert!(store.handle.shared.after_crash);
+    assert_eq!(have(&store, &key), [0, 7]);
+    let entry = put_all(&store, &blob(&data), &data).await;
+    entry.seal().await.unwrap();
+    drop((entry, store));
+
+    let store = rig.open();
+    let entry = store.get(&key).unwrap();
+    assert!(entry.is_sealed(), "what seal() said yes to survives a kill");
+    assert_eq!(get_all(&entry).await.unwrap(), data);
+}
+
+#[tokio::test]
+async fn an_index_deleted_or_spoilt_is_rebuilt_even_after_a_clean_end() {
+    let rig = Rig::new();
+    let data = bytes(4, 95_000);
+    let store = rig.open();
+    put_sealed(&store, &blob(&data), &data).await;
+    store.close().unwrap();
+    drop(store);
+    let index = rig.data_dir().join("index");
+    for spoil in [
+        |index: &Path| fs::remove_dir_all(index).unwrap(),
+        |index: &Path| {
+            for file in fs::read_dir(index).unwrap() {
+                let path = file.unwrap().path();
+                if path.is_file() {
+                    fs::write(path, bytes(9, 100_000)).unwrap();
+                }
+            }
+        },
+        |index: &Path| {
+            fs::remove_dir_all(index).unwrap();
+            fs::write(index, "not even a directory").unwrap();
+        },
+    ] {
+        spoil(&index);
+        let store = rig.open();
+        assert!(store.handle.shared.after_crash);
+        let entry = store.get(&blob(&data).key(CHUNK)).unwrap();
+        assert!(entry.is_sealed());
+        assert_eq!(get_all(&entry).await.unwrap(), data);
+        store.close().unwrap();
+        drop((entry, store));
+        let store = rig.open();
+        assert!(!store.handle.shared.after_crash, "the rebuilt index is believed");
+        store.close().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_torn_sidecar_loses_its_tail_and_goes_on() {
+    let rig = Rig::new();
+    let data = bytes(5, 95_000);
+    let key = blob(&data).key(CHUNK);
+    let store = rig.open();
+    let entry = store.create(&blob(&data), layout(&data)).unwrap();
+    for chunk in 0..5 {
+        put(&entry, &data, chunk).await.unwrap();
+    }
+    store.flush().unwrap();
+    drop((entry, store));
+    let sidecar = rig.content_dir(&key).join("sidecar");
+    let file = fs::File::options().write(true).open(&sidecar).unwrap();
+    file.set_len(file.metadata().unwrap().len() - SLOT - 11).unwrap();
+
+    let store = rig.open();
+    assert_eq!(have(&store, &key), [0, 1, 2]);
+    let entry = put_all(&store, &blob(&data), &data).await;
+    entry.seal().await.unwrap();
+    drop((entry, store));
+    let store = rig.open();
+    assert!(store.get(&key).unwrap().is_sealed());
+}
+
+#[tokio::test]
+async fn a_flipped_bit_is_found_at_the_first_read_and_never_served() {
+    let rig = Rig::new();
+    let data = bytes(6, 95_000);
+    let key = blob(&data).key(CHUNK);
+    for clean in [true, false] {
+        let store = rig.open();
+        put_sealed(&store, &blob(&data), &data).await;
+        if clean {
+            store.close().unwrap();
+        }
+        drop(store);
+        let path = rig.content_dir(&key).join("data");
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.write_all_at(&[!data[44_444]], 44_444).unwrap();
+
+        let store = rig.open();
+        let entry = store.get(&key).unwrap();
+        // Not even another byte of the same chunk.
+        let read = entry.read(ByteRange::new(40_000, 40_001)).await;
+        assert!(matches!(read, Err(ReadError::Corrupt(ChunkIndex(4)))), "{read:?}");
+        assert!(!entry.is_sealed() && !entry.holds(ChunkIndex(4)));
+        assert_eq!(store.handle.shared.metrics.corrupt_chunks.get(), 1);
+        assert_eq!(&entry.read(ByteRange::new(50_000, 50_005)).await.unwrap()[..], &data[50_000..50_005]);
+        put(&entry, &data, 4).await.unwrap();
+        entry.seal().await.unwrap();
+        assert_eq!(get_all(&entry).await.unwrap(), data);
+        store.close().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_vanished_or_shortened_data_file_is_never_read_as_zeros() {
+    let rig = Rig::new();
+    let data = bytes(7, 95_000);
+    let key = blob(&data).key(CHUNK);
+    let store = rig.open();
+    put_sealed(&store, &blob(&data), &data).await;
+    store.close().unwrap();
+    drop(store);
+    let path = rig.content_dir(&key).join("data");
+    fs::File::options().write(true).open(&path).unwrap().set_len(45_000).unwrap();
+    let store = rig.open();
+    let entry = store.get(&key).unwrap();
+    assert!(matches!(
+        entry.read(ByteRange::new(90_000, 90_001)).await,
+        Err(ReadError::Corrupt(ChunkIndex(9)))
+    ));
+    assert_eq!(entry.read(ByteRange::new(0, 10)).await.unwrap()[..], data[..10]);
+    store.close().unwrap();
+    drop((store, entry));
+    fs::remove_file(&path).unwrap();
+    let store = rig.open();
+    let entry = store.get(&key).unwrap();
+    assert!(matches!(entry.read(ByteRange::new(0, 10)).await, Err(ReadError::Corrupt(ChunkIndex(0)))));
+}
+
+#[tokio::test]
+async fn leftovers_are_swept_away() {
+    let rig = Rig::new();
+    let data = bytes(8, 25_000);
+    let key = blob(&data).key(CHUNK);
+    drop(rig.open());
+    let orphan = rig.data_dir().join("contents/aa").join("aa".repeat(32));
+    fs::create_dir_all(&orphan).unwrap();
+    fs::write(orphan.join("data"), "x").unwrap();
+    fs::write(rig.data_dir().join("trash").join("0"), "old").unwrap();
+    let store = rig.open();
+    assert!(!orphan.exists());
+    put_sealed(&store, &blob(&data), &data).await;
+    store.close().unwrap();
+    assert_eq!(fs::read_dir(rig.data_dir().join("trash")).unwrap().count(), 0);
+    drop(store);
+    // A directory that vanished behind our back is noticed when it is asked for.
+    fs::remove_dir_all(rig.content_dir(&key)).unwrap();
+    let store = rig.open();
+    assert!(store.get(&key).is_none());
+    assert_eq!(store.usage().stored_bytes, 0);
+    put_sealed(&store, &blob(&data), &data).await;
+}
+
+#[tokio::test]
+async fn a_sidecar_of_a_newer_program_stops_the_scan() {
+    let rig = Rig::new();
+    let data = bytes(9, 25_000);
+    let store = rig.open();
+    put_sealed(&store, &blob(&data), &data).await;
+    drop(store);
+    let path = rig.content_dir(&blob(&data).key(CHUNK)).join("sidecar");
+    fs::File::options().write(true).open(&path).unwrap().write_all_at(&[9], 8).unwrap();
+    let error = rig.try_open().unwrap_err().to_string();
+    assert!(error.contains("format 9") && error.contains("run that version"), "{error}");
+}
+
+#[test]
+fn a_second_store_on_the_same_directory_is_refused() {
+    let rig = Rig::new();
+    let store = rig.open();
+    assert!(matches!(rig.try_open(), Err(OpenError::Locked { .. })));
+    store.close().unwrap();
+    drop(rig.open());
+}
