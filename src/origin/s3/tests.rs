@@ -1,0 +1,122 @@
+use std::sync::Arc;
+
+use super::stub::{Fault, Stub};
+use super::*;
+use crate::content::ByteRange;
+use crate::origin::{conformance, fake};
+
+fn bytes_of(seed: u64, size: u64) -> bytes::Bytes {
+    fake::seeded_bytes(seed, ByteRange::new(0, size))
+}
+
+async fn pinned(origin: &S3Origin, key: &str) -> S3Object {
+    let head = origin.head("models", key, None).await.unwrap();
+    origin.object(head.version, head.version_id)
+}
+
+async fn read(object: &S3Object, start: u64, end: u64) -> Result<Vec<u8>, OriginError> {
+    conformance::read(object, ByteRange::new(start, end)).await
+}
+
+#[tokio::test]
+async fn conforms_as_a_source() {
+    let stub = Stub::start().await;
+    let bytes = bytes_of(1, 300_000);
+    stub.put("models", "a", bytes.clone());
+    let origin = stub.origin();
+    conformance::check(Arc::new(pinned(&origin, "a").await), &bytes).await;
+}
+
+#[tokio::test]
+async fn head_pins_and_lists_page_through() {
+    let stub = Stub::start().await;
+    for i in 0..7 {
+        stub.put("models", &format!("m/{i}"), bytes_of(i, i));
+    }
+    stub.put("models", "other", bytes_of(9, 9));
+    let origin = stub.origin();
+    let head = origin.head("models", "m/3", None).await.unwrap();
+    assert_eq!((head.version.size, head.content_type.as_deref()), (3, Some("binary/octet-stream")));
+    let listed = origin.list("models", "m/").await.unwrap();
+    assert_eq!(listed.len(), 7);
+    assert_eq!(listed[3].version, head.version);
+    assert!(stub.requests().iter().filter(|line| line.contains("list-type")).count() > 1, "several pages");
+}
+
+#[tokio::test]
+async fn every_range_carries_the_pinned_etag() {
+    let stub = Stub::start().await;
+    stub.put("models", "a", bytes_of(1, 1000));
+    let object = pinned(&stub.origin(), "a").await;
+    read(&object, 10, 20).await.unwrap();
+    let etag = &object.version.etag.0;
+    assert_eq!(stub.requests().last().unwrap(), &format!("GET /models/a bytes=10-19 if-match {etag}"));
+}
+
+#[tokio::test]
+async fn an_object_that_changed_is_an_error_and_not_other_bytes() {
+    let stub = Stub::start().await;
+    stub.put("models", "a", bytes_of(1, 1000));
+    let object = pinned(&stub.origin(), "a").await;
+    stub.put("models", "a", bytes_of(2, 1000));
+    assert!(matches!(read(&object, 0, 10).await.unwrap_err(), OriginError::Changed { .. }));
+    // A store that ignores If-Match is caught by the ETag of its answer.
+    stub.fault("/models/a", Fault::IgnoreIfMatch);
+    assert!(matches!(read(&object, 0, 10).await.unwrap_err(), OriginError::Changed { .. }));
+}
+
+#[tokio::test]
+async fn what_s3_refuses_keeps_its_meaning() {
+    let stub = Stub::start().await;
+    stub.put("models", "a", bytes_of(1, 1000));
+    let object = pinned(&stub.origin(), "a").await;
+    let refuse = async |status, code| {
+        stub.fault("/models/a", Fault::Refuse(status, code));
+        read(&object, 0, 10).await.unwrap_err()
+    };
+    assert!(matches!(refuse(404, "NoSuchKey").await, OriginError::NotFound { .. }));
+    let slow = refuse(503, "SlowDown").await;
+    assert!(matches!(slow, OriginError::Throttled { retry_after: Some(_), .. }), "{slow}");
+    assert!(refuse(500, "InternalError").await.is_transient());
+    let denied = refuse(403, "AccessDenied").await.to_string();
+    assert!(denied.contains("s3:GetObject") && denied.contains("s3:ListBucket"), "{denied}");
+    let elsewhere = refuse(301, "PermanentRedirect").await.to_string();
+    assert!(elsewhere.contains("region = \"eu-west-1\""), "{elsewhere}");
+    let missing = stub.origin().head("models", "nothing", None).await.unwrap_err();
+    assert_eq!(missing.to_string(), "s3://models/nothing does not exist at s3");
+}
+
+#[tokio::test]
+async fn a_body_that_ends_early_or_stands_still_is_an_error() {
+    let stub = Stub::start().await;
+    stub.put("models", "a", bytes_of(1, 1000));
+    let object = pinned(&stub.origin(), "a").await;
+    stub.fault("/models/a", Fault::Short(100));
+    assert!(read(&object, 0, 1000).await.unwrap_err().is_transient());
+    stub.fault("/models/a", Fault::Stall(100));
+    assert!(read(&object, 0, 1000).await.unwrap_err().is_transient());
+    stub.fault("/models/a", Fault::IgnoreRange);
+    let error = read(&object, 5, 10).await.unwrap_err().to_string();
+    assert!(error.contains("ignores ranges"), "{error}");
+    assert_eq!(read(&object, 0, 1000).await.unwrap(), bytes_of(1, 1000));
+}
+
+#[tokio::test]
+async fn only_the_allow_list_is_asked_for() {
+    let stub = Stub::start().await;
+    let origin = stub.origin();
+    let error = origin.head("secrets", "a", None).await.unwrap_err().to_string();
+    assert!(error.contains("`s3.buckets`") && error.contains("\"secrets\""), "{error}");
+    assert!(origin.list("secrets", "").await.is_err());
+    assert!(origin.head_bucket("secrets").await.is_err());
+    assert!(stub.requests().is_empty());
+}
+
+#[tokio::test]
+async fn a_dead_endpoint_names_the_cause() {
+    let stub = Stub::start().await;
+    let config = S3Config { endpoint: Some("http://127.0.0.1:1/".parse().unwrap()), ..stub.config() };
+    let origin = S3Origin::new(config, &Metrics::default());
+    let error = origin.head("models", "a", None).await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("refused"), "{error}");
+}
