@@ -1,0 +1,348 @@
+//! The task that owns the [`Swarm`]: tells it what happened, does what it says, and nothing else.
+//!
+//! Invariant: the swarm is touched by this task only, and an action is started before the next event is handled, so that
+//! a chunk which an upload was admitted for is in the store or in a flight.
+//! Refuses to wait: flows run in tasks of their own and report through the bounded inbox.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::content::{Attestation, ChunkIndex, ChunkSet, ContentKey, NodeId};
+use crate::origin::OriginError;
+use crate::swarm::membership::PeerBook;
+use crate::swarm::{Action, Admission, Event, FlowFailure, FlowId, Swarm, Time};
+use crate::wire;
+
+use super::error::ReadError;
+use super::flow::{Flow, FlowError, Origin};
+use super::meter::Meter;
+use super::open::Open;
+use super::seal;
+use super::shared::Shared;
+
+/// Origin failures in a row, over all chunks of a content, before its readers are told. With the swarm's doubling
+/// back-off from 100 ms these are some 13 seconds of trying.
+const ORIGIN_FAILURES_MAX: u32 = 7;
+
+/// How often counters are copied into the metrics.
+const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What others ask of the driver.
+pub(super) enum Command {
+    /// A claim message, encoded.
+    Message {
+        from: NodeId,
+        bytes: Bytes,
+    },
+    PeerLost {
+        peer: NodeId,
+    },
+    /// May `peer` have this chunk now?
+    Admit {
+        peer: NodeId,
+        key: ContentKey,
+        chunk: ChunkIndex,
+        reply: oneshot::Sender<Admission>,
+    },
+    /// The store lost chunks it had.
+    Dropped {
+        key: ContentKey,
+        chunks: ChunkSet,
+    },
+    /// So many bytes of the chunk are here.
+    Progress {
+        flow: FlowId,
+        received: u32,
+    },
+    Ended {
+        flow: FlowId,
+        received: u32,
+        outcome: Result<Attestation, FlowError>,
+    },
+}
+
+/// Runs until shutdown.
+pub(super) async fn run(shared: Arc<Shared>, swarm: Swarm, mut inbox: mpsc::Receiver<Command>) {
+    let mut evictions = shared.store.evictions();
+    let mut peers = shared.peers.clone();
+    let mut driver = Driver {
+        started: Instant::now(),
+        shared,
+        swarm,
+        flows: BTreeMap::new(),
+        open: BTreeSet::new(),
+        origin_failures: BTreeMap::new(),
+    };
+    driver.begin();
+    let mut export = tokio::time::interval(EXPORT_INTERVAL);
+    let shutdown = driver.shared.shutdown.clone();
+    loop {
+        driver.act();
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(command) = inbox.recv() => driver.obey(command),
+            () = driver.shared.dirtied.notified() => driver.look_around(),
+            Ok(()) = peers.changed() => driver.members(),
+            evicted = evictions.recv() => driver.evicted(evicted),
+            () = sleep_until(driver.next_timeout()) => driver.timeout(),
+            _ = export.tick() => driver.export(inbox.len()),
+        }
+    }
+    driver.stop();
+}
+
+struct Driver {
+    shared: Arc<Shared>,
+    swarm: Swarm,
+    started: Instant,
+    flows: BTreeMap<FlowId, Running>,
+    /// Contents the swarm was told are open.
+    open: BTreeSet<ContentKey>,
+    /// Failures of the origin in a row, by content.
+    origin_failures: BTreeMap<ContentKey, u32>,
+}
+
+struct Running {
+    key: ContentKey,
+    open: Arc<Open>,
+    chunk: ChunkIndex,
+    stop: CancellationToken,
+}
+
+impl Driver {
+    fn now(&self) -> Time {
+        Time(u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn next_timeout(&self) -> Option<Instant> {
+        self.swarm.poll_timeout().map(|at| self.started + Duration::from_micros(at.0))
+    }
+
+    fn tell(&mut self, event: Event) {
+        let now = self.now();
+        self.swarm.handle_event(now, event);
+    }
+
+    fn timeout(&mut self) {
+        let now = self.now();
+        self.swarm.handle_timeout(now);
+    }
+
+    fn begin(&mut self) {
+        self.members();
+        for held in self.shared.store.list() {
+            self.tell(Event::Stored { content: held.key, layout: held.layout, have: held.have });
+        }
+    }
+
+    fn members(&mut self) {
+        let PeerBook { members, synced, .. } = self.shared.peers.borrow().clone();
+        self.tell(Event::Members { members, synced });
+    }
+
+    fn evicted(&mut self, evicted: Result<ContentKey, broadcast::error::RecvError>) {
+        match evicted {
+            Ok(key) => self.tell(Event::Evicted { content: key }),
+            // Told too much at once: peers that ask for what is gone hear "not found", which corrects the homes.
+            Err(error) => tracing::debug!(%error, "evictions not announced"),
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Message { from, bytes } => match wire::decode(&bytes) {
+                Ok(message) => self.tell(Event::Message { from, message }),
+                Err(error) => tracing::warn!(peer = %from, %error, "message dropped"),
+            },
+            Command::PeerLost { peer } => self.tell(Event::PeerLost(peer)),
+            Command::Admit { peer, key, chunk, reply } => {
+                let now = self.now();
+                let admission = self.swarm.upload_requested(now, peer, key, chunk);
+                if reply.send(admission).is_err() && admission == Admission::Serve {
+                    self.swarm.upload_ended(now);
+                }
+            }
+            Command::Dropped { key, chunks } => self.tell(Event::Dropped { content: key, chunks }),
+            Command::Progress { flow, received } => {
+                if self.flows.contains_key(&flow) {
+                    self.tell(Event::FlowProgress { flow, received });
+                }
+            }
+            Command::Ended { flow, received, outcome } => self.ended(flow, received, outcome),
+        }
+    }
+
+    /// Looks at everything that changed without a command: demand, and uploads that ended.
+    fn look_around(&mut self) {
+        let now = self.now();
+        for _ in 0..self.shared.take_ended_uploads() {
+            self.swarm.upload_ended(now);
+        }
+        for key in self.shared.take_dirty() {
+            match self.shared.opened(key) {
+                Some(open) if !open.is_quarantined() => self.demand(&open),
+                _ => self.close(key),
+            }
+        }
+    }
+
+    fn demand(&mut self, open: &Arc<Open>) {
+        let (content, layout) = (open.key, open.layout);
+        if self.open.insert(content) {
+            let have = open.have();
+            self.tell(Event::Stored { content, layout, have: have.clone() });
+            self.tell(Event::Open { content, layout, have });
+        }
+        open.sweep_flights();
+        let wanted = open.wanted();
+        self.tell(Event::Demand { content, wanted: wanted.chunks, cursors: wanted.cursors });
+        seal::begin(open);
+    }
+
+    fn close(&mut self, key: ContentKey) {
+        if self.open.remove(&key) {
+            self.tell(Event::Close { content: key });
+        }
+        self.origin_failures.remove(&key);
+        self.shared.forget(key);
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.swarm.poll_action() {
+            match action {
+                Action::Send { to, message } => self.send(to, &message),
+                Action::FetchFromPeer { flow, peer, content, chunk, expect, .. } => {
+                    let source = self.shared.address(peer).map(|peer| Origin::Peer { peer, expect });
+                    self.fetch(flow, content, chunk, source);
+                }
+                Action::FetchFromOrigin { flow, content, chunk, .. } => {
+                    self.fetch(flow, content, chunk, Some(Origin::Source));
+                }
+                Action::Cancel { flow } => {
+                    if let Some(running) = self.flows.remove(&flow) {
+                        running.stop.cancel();
+                    }
+                }
+            }
+        }
+    }
+
+    fn send(&self, to: NodeId, message: &wire::Message) {
+        let sent = self
+            .shared
+            .address(to)
+            .map(|peer| self.shared.transport.send_message(&peer, wire::encode(message)));
+        if !matches!(sent, Some(Ok(()))) {
+            self.shared.metrics.messages_dropped.inc();
+            tracing::debug!(peer = %to, ?sent, "claim message not sent");
+        }
+    }
+
+    fn fetch(&mut self, flow: FlowId, key: ContentKey, chunk: ChunkIndex, source: Option<Origin>) {
+        let (Some(open), Some(source)) = (self.shared.opened(key), source) else {
+            // Closed a moment ago, or the peer left: the swarm hears the rest from the next demand or membership.
+            self.tell(Event::FlowFailed { flow, received: 0, reason: FlowFailure::Broken });
+            return;
+        };
+        let flight = open.flight(chunk);
+        let filling = flight.begin_flow(source.provenance());
+        open.departs(chunk, source.provenance());
+        let stop = CancellationToken::new();
+        let work = Flow {
+            open: Arc::clone(&open),
+            flight: Arc::clone(&flight),
+            chunk,
+            stop: stop.clone(),
+            meter: Meter::new(flow, self.shared.commands.clone()),
+        };
+        let commands = self.shared.commands.clone();
+        self.shared.tasks.spawn(async move {
+            let _filling = filling;
+            let outcome = work.run(source).await;
+            let received = flight.received();
+            // The driver being gone means shutdown.
+            let _ = commands.send(Command::Ended { flow, received, outcome }).await;
+        });
+        self.flows.insert(flow, Running { key, open, chunk, stop });
+    }
+
+    fn ended(&mut self, flow: FlowId, received: u32, outcome: Result<Attestation, FlowError>) {
+        let Some(running) = self.flows.remove(&flow) else {
+            return self.ended_after_cancel(&outcome);
+        };
+        match outcome {
+            Ok(attestation) => {
+                self.origin_failures.remove(&running.key);
+                self.tell(Event::FlowDone { flow, attestation, kept: true });
+                seal::begin(&running.open);
+            }
+            Err(FlowError::NotKept(attestation)) => {
+                self.tell(Event::FlowDone { flow, attestation, kept: false });
+            }
+            Err(error) => {
+                tracing::debug!(content = %running.open.id, chunk = running.chunk.0, %error, "flow failed");
+                if let FlowError::Origin(origin) = &error {
+                    self.origin_failed(&running, origin);
+                }
+                self.tell(Event::FlowFailed { flow, received, reason: reason(&error) });
+            }
+        }
+    }
+
+    /// The chunk arrived although the swarm had given the flow up: it is told what the store holds.
+    fn ended_after_cancel(&mut self, outcome: &Result<Attestation, FlowError>) {
+        if outcome.is_err() {
+            return;
+        }
+        for open in self.open.iter().filter_map(|key| self.shared.opened(*key)).collect::<Vec<_>>() {
+            self.tell(Event::Stored { content: open.key, layout: open.layout, have: open.have() });
+            seal::begin(&open);
+        }
+    }
+
+    fn origin_failed(&mut self, running: &Running, error: &OriginError) {
+        let failures = self.origin_failures.entry(running.key).or_default();
+        *failures += 1;
+        if !error.is_transient() || *failures >= ORIGIN_FAILURES_MAX {
+            self.origin_failures.remove(&running.key);
+            tracing::warn!(content = %running.open.id, %error, "the origin does not deliver");
+            running.open.fail(&ReadError::Origin(error.clone()));
+        }
+    }
+
+    fn export(&self, queued: usize) {
+        self.shared.metrics.export(&self.swarm.stats(), self.flows.len(), self.open.len(), queued);
+    }
+
+    fn stop(self) {
+        for running in self.flows.into_values() {
+            running.stop.cancel();
+        }
+        for open in self.shared.all_open() {
+            open.fail(&ReadError::Shutdown);
+        }
+    }
+}
+
+const fn reason(error: &FlowError) -> FlowFailure {
+    match error {
+        FlowError::Busy => FlowFailure::Busy,
+        FlowError::NotFound => FlowFailure::NotFound,
+        FlowError::Broken(_) | FlowError::Cancelled | FlowError::NotKept(_) => FlowFailure::Broken,
+        FlowError::Corrupt(_) => FlowFailure::Corrupt,
+        FlowError::Origin(OriginError::Throttled { .. }) => FlowFailure::OriginThrottled,
+        FlowError::Origin(_) => FlowFailure::OriginFailed,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
