@@ -1,0 +1,319 @@
+//! One fetch, from the plan to the last file.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt, stream};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+
+use super::destination::{Destination, DestinationError};
+use super::plan::{Plan, PlanError, PlannedFile};
+use super::{Event, FetchRequest, Fetcher, Outcome, Shares, Summary};
+use crate::cache::{Content, OpenError, ReadError};
+use crate::content::ContentId;
+use crate::origin::OriginError;
+use crate::store::{PlaceError, PlaceOptions, Placement};
+
+/// Between two progress events: a bar looks alive at four steps a second, and nobody reads faster.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(250);
+
+/// How often one file is begun again because its object changed or its stored copy went bad. Whoever overwrites an
+/// object in a loop must not keep us in one.
+const RESTARTS: u32 = 2;
+
+/// Why a fetch ended without every file in place.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error("the daemon serves {0} fetches already (`fetch.max_active`); try again when one is done")]
+    TooMany(usize),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Room(#[from] PlaceError),
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
+    #[error("{failed} of {files} files are not in place; the same command continues where this one ended")]
+    Files { failed: u64, files: u64 },
+    #[error("the client is gone")]
+    Gone,
+    #[error("a task of the daemon's broke: {0}")]
+    Broken(#[from] tokio::task::JoinError),
+}
+
+/// Why one file is not in place.
+#[derive(Debug, thiserror::Error)]
+enum FileError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+    #[error("cannot note it down as placed: {0}")]
+    Ledger(std::io::Error),
+    #[error("a task of the daemon's broke: {0}")]
+    Broken(#[from] tokio::task::JoinError),
+}
+
+impl Fetcher {
+    /// Does what `request` asks and tells `events` about it; the last event is [`Event::Done`] or [`Event::Failed`].
+    ///
+    /// Dropping the future, or the receiver, cancels: demand for bytes is withdrawn, what is stored stays stored.
+    pub async fn run(&self, request: FetchRequest, events: mpsc::Sender<Event>) {
+        let mut active = Active::begin(self);
+        let begun = Instant::now();
+        let (event, outcome) = match self.attempt(&request, &events).await {
+            Ok((plan_files, plan_bytes, shares)) => {
+                let seconds = begun.elapsed().as_secs_f64();
+                (
+                    Event::Done(Summary { files: plan_files, bytes: plan_bytes, seconds, shares }),
+                    Outcome::Done,
+                )
+            }
+            Err(FetchError::Gone) => return,
+            Err(error @ FetchError::TooMany(_)) => {
+                (Event::Failed { reason: error.to_string() }, Outcome::Refused)
+            }
+            Err(error) => (Event::Failed { reason: error.to_string() }, Outcome::Failed),
+        };
+        if events.send(event).await.is_ok() {
+            active.outcome = outcome;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        request: &FetchRequest,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<(u64, u64, Shares), FetchError> {
+        let limit = self.inner.config.max_active;
+        let _slot = self.inner.slots.try_acquire().map_err(|_| FetchError::TooMany(limit))?;
+        let plan = Plan::make(&self.inner.origin, request).await?;
+        let (files, bytes) = totals(&plan.files);
+        let (destination, kept, missing) = prepare(plan).await?;
+        let options = PlaceOptions { allow_hard_link: !request.no_hard_link, ..PlaceOptions::default() };
+        let store = &self.inner.store;
+        store.check_destination(destination.root(), totals(&missing).1, options).await?;
+        let (kept_files, kept_bytes) = totals(&kept);
+        send(events, Event::Plan { files, bytes, kept_files, kept_bytes }).await?;
+        let tally = Tally::new(kept_files, kept_bytes);
+        let transfer = Transfer { fetcher: self, destination, options, tally, events };
+        let failed = transfer.all(missing).await?;
+        send(events, transfer.tally.progress()).await?;
+        match failed {
+            0 => Ok((files, bytes, transfer.tally.shares())),
+            failed => Err(FetchError::Files { failed, files }),
+        }
+    }
+}
+
+/// The destination, what is whole there already, and what is missing.
+async fn prepare(plan: Plan) -> Result<(Arc<Destination>, Vec<PlannedFile>, Vec<PlannedFile>), FetchError> {
+    let prepared = spawn_blocking(move || {
+        let destination = Destination::open(&plan.root)?;
+        let (kept, missing) = plan.files.into_iter().partition(|file| destination.is_whole(file));
+        Ok::<_, DestinationError>((Arc::new(destination), kept, missing))
+    });
+    Ok(prepared.await??)
+}
+
+fn totals(files: &[PlannedFile]) -> (u64, u64) {
+    (files.len() as u64, files.iter().map(|file| file.version.size).sum())
+}
+
+async fn send(events: &mpsc::Sender<Event>, event: Event) -> Result<(), FetchError> {
+    events.send(event).await.map_err(|_| FetchError::Gone)
+}
+
+/// Counts a fetch while it lives; one that is dropped was cancelled.
+struct Active<'a> {
+    fetcher: &'a Fetcher,
+    outcome: Outcome,
+}
+
+impl<'a> Active<'a> {
+    fn begin(fetcher: &'a Fetcher) -> Self {
+        fetcher.inner.metrics.active.inc();
+        Self { fetcher, outcome: Outcome::Cancelled }
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.fetcher.inner.metrics.active.dec();
+        self.fetcher.inner.metrics.finish(self.outcome);
+    }
+}
+
+/// The files of one fetch under way.
+struct Transfer<'a> {
+    fetcher: &'a Fetcher,
+    destination: Arc<Destination>,
+    options: PlaceOptions,
+    tally: Tally,
+    events: &'a mpsc::Sender<Event>,
+}
+
+impl Transfer<'_> {
+    /// Fetches and places `files`, several at a time in their order. One that fails does not stop the others.
+    async fn all(&self, files: Vec<PlannedFile>) -> Result<u64, FetchError> {
+        let at_once = self.fetcher.inner.config.files_in_flight.max(1);
+        let mut transfers = stream::iter(files).map(|file| self.one(file)).buffer_unordered(at_once);
+        let mut tick = tokio::time::interval(PROGRESS_PERIOD);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut failed = 0;
+        loop {
+            let event = tokio::select! {
+                ended = transfers.next() => match ended {
+                    Some(event) => event,
+                    None => return Ok(failed),
+                },
+                _ = tick.tick() => self.tally.progress(),
+            };
+            failed += u64::from(matches!(event, Event::FileFailed { .. }));
+            send(self.events, event).await?;
+        }
+    }
+
+    /// How one file ended.
+    async fn one(&self, file: PlannedFile) -> Event {
+        let path = file.path.clone();
+        match self.place(file).await {
+            Ok((file, placement)) => Event::File {
+                path,
+                bytes: file.version.size,
+                method: placement.method,
+                etag: file.version.etag.0,
+            },
+            Err(error) => Event::FileFailed { path, reason: error.to_string() },
+        }
+    }
+
+    /// Until it is in place, beginning again where that can help.
+    async fn place(&self, mut file: PlannedFile) -> Result<(PlannedFile, Placement), FileError> {
+        let mut restarts = 0;
+        loop {
+            let error = match self.attempt(&file).await {
+                Ok(placement) => return Ok((file, placement)),
+                Err(error) => error,
+            };
+            restarts += 1;
+            match error {
+                _ if restarts > RESTARTS => return Err(error),
+                FileError::Read(ReadError::Origin(OriginError::Changed { .. })) => {
+                    file = self.pin_again(file).await?;
+                }
+                FileError::Place(PlaceError::Corrupt(_)) => {}
+                error => return Err(error),
+            }
+        }
+    }
+
+    async fn pin_again(&self, file: PlannedFile) -> Result<PlannedFile, FileError> {
+        let old = &file.version;
+        let head = self.fetcher.inner.origin.head(&old.bucket, &old.key, None).await?;
+        let changed = Event::Changed {
+            path: file.path.clone(),
+            old_etag: old.etag.0.clone(),
+            new_etag: head.version.etag.0.clone(),
+            new_bytes: head.version.size,
+        };
+        // Whether anyone still listens shows at the next event.
+        let _ = self.events.send(changed).await;
+        Ok(PlannedFile { version: head.version, version_id: head.version_id, ..file })
+    }
+
+    async fn attempt(&self, file: &PlannedFile) -> Result<Placement, FileError> {
+        let inner = &self.fetcher.inner;
+        let source = Arc::new(inner.origin.object(file.version.clone(), file.version_id.clone()));
+        let id = ContentId::Object(file.version.clone());
+        let content = inner.cache.open(id, file.version.size, source).await?;
+        let watched = self.tally.watch(&file.path, &content);
+        content.fill().await?;
+        let target = self.destination.target(file);
+        let placement = content.place(&target, self.options).await?;
+        let (destination, placed) = (Arc::clone(&self.destination), file.clone());
+        spawn_blocking(move || destination.record(&placed)).await?.map_err(FileError::Ledger)?;
+        inner.metrics.placed_bytes.inc_by(file.version.size);
+        watched.done();
+        Ok(placement)
+    }
+}
+
+/// How far the fetch is.
+struct Tally {
+    state: Mutex<State>,
+}
+
+struct State {
+    files_done: u64,
+    /// Of files that are in place.
+    settled: Shares,
+    under_way: HashMap<String, Content>,
+}
+
+impl Tally {
+    fn new(kept_files: u64, kept_bytes: u64) -> Self {
+        let settled = Shares { local_bytes: kept_bytes, ..Shares::default() };
+        Self { state: Mutex::new(State { files_done: kept_files, settled, under_way: HashMap::new() }) }
+    }
+
+    /// Counts `content` as under way until the guard is dropped, and as done if it is told so before.
+    fn watch(&self, path: &str, content: &Content) -> Watched<'_> {
+        self.state.lock().under_way.insert(path.into(), content.clone());
+        Watched { tally: self, path: path.into() }
+    }
+
+    fn shares(&self) -> Shares {
+        let state = self.state.lock();
+        state.under_way.values().fold(state.settled, |sum, content| add(sum, shares_of(content)))
+    }
+
+    fn progress(&self) -> Event {
+        let shares = self.shares();
+        Event::Progress { files_done: self.state.lock().files_done, shares }
+    }
+}
+
+struct Watched<'a> {
+    tally: &'a Tally,
+    path: String,
+}
+
+impl Watched<'_> {
+    fn done(self) {
+        let mut state = self.tally.state.lock();
+        if let Some(content) = state.under_way.remove(&self.path) {
+            state.settled = add(state.settled, shares_of(&content));
+            state.files_done += 1;
+        }
+    }
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        self.tally.state.lock().under_way.remove(&self.path);
+    }
+}
+
+fn shares_of(content: &Content) -> Shares {
+    let progress = content.progress();
+    Shares {
+        local_bytes: progress.local,
+        peer_bytes: progress.from_peers,
+        origin_bytes: progress.from_origin,
+    }
+}
+
+const fn add(a: Shares, b: Shares) -> Shares {
+    Shares {
+        local_bytes: a.local_bytes + b.local_bytes,
+        peer_bytes: a.peer_bytes + b.peer_bytes,
+        origin_bytes: a.origin_bytes + b.origin_bytes,
+    }
+}

@@ -1,0 +1,78 @@
+//! What `/v1/stats`, `/v1/peers` and `/v1/contents` say, as the daemon writes it and the commands read it.
+//!
+//! Sizes are bytes, times are seconds. Keys are only ever added.
+
+use serde::{Deserialize, Serialize};
+
+/// `/v1/stats`: this node in one object.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stats {
+    pub version: String,
+    pub node: String,
+    pub cluster: String,
+    pub zone: String,
+    pub seed: bool,
+    pub uptime_seconds: f64,
+    pub ready: bool,
+    /// Why it is not ready; empty when it is.
+    pub waiting_for: Vec<String>,
+    pub store: StoreStats,
+    pub peers: PeerCounts,
+    pub transfers: Transfers,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StoreStats {
+    pub contents: u64,
+    pub bytes: u64,
+    pub budget_bytes: u64,
+}
+
+/// Members of the cluster besides this node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PeerCounts {
+    pub alive: u64,
+    /// Of them, those old enough to be trusted with a home.
+    pub settled: u64,
+}
+
+/// Bytes since this process started.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Transfers {
+    pub origin_bytes: u64,
+    pub peer_received_bytes: u64,
+    pub peer_sent_bytes: u64,
+    pub served_bytes: u64,
+}
+
+/// One entry of `/v1/peers`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Peer {
+    pub name: String,
+    pub address: String,
+    pub zone: String,
+    pub seed: bool,
+    /// Old enough to be trusted with a home.
+    pub settled: bool,
+}
+
+/// One entry of `/v1/contents`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Content {
+    /// Digest of a blob, `s3://bucket/key` of an object.
+    pub name: String,
+    /// Name of this content between peers and on disk.
+    pub key: String,
+    pub size: u64,
+    pub have_bytes: u64,
+    /// Whole and verified.
+    pub sealed: bool,
+    /// Seconds since it was last read.
+    pub idle_seconds: f64,
+}
