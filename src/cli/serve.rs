@@ -1,0 +1,77 @@
+//! `windlass serve`: the configuration, the logs, the runtime and the signals around the daemon.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::pin::pin;
+
+use anyhow::{Context, bail};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, Config};
+use crate::{daemon, telemetry};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Configuration file [default: /etc/windlass/windlass.toml where it exists]
+    #[arg(long, short, value_name = "PATH", env = "WINDLASS_CONFIG")]
+    config: Option<PathBuf>,
+    /// Only check the configuration, and print it as it takes effect
+    #[arg(long)]
+    check: bool,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(args.config.as_deref(), config::process_environment())?;
+    if args.check {
+        let text = config.to_toml().context("the effective configuration has no form in TOML")?;
+        return io::stdout().write_all(text.as_bytes()).context("cannot print the configuration");
+    }
+    telemetry::init(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.node.effective_worker_threads())
+        .enable_all()
+        .build()
+        .context("cannot start the runtime's threads")?;
+    let outcome = runtime.block_on(until_signalled(config));
+    // A disk that hangs must not keep a daemon alive that is done.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Runs the daemon until it fails or a signal asks it to drain; a second signal does not wait for that.
+async fn until_signalled(config: Config) -> anyhow::Result<()> {
+    let mut signals = Signals::listen().context("cannot listen for signals")?;
+    let stop = CancellationToken::new();
+    let mut daemon = pin!(daemon::run(config, stop.clone().cancelled_owned(), |_| {}));
+    tokio::select! {
+        ended = &mut daemon => return Ok(ended?),
+        signal = signals.next() => {
+            tracing::info!(signal, "stopping: finishing what is in flight; a second signal cuts it");
+            stop.cancel();
+        }
+    }
+    tokio::select! {
+        ended = &mut daemon => Ok(ended?),
+        signal = signals.next() => bail!("{signal} again: ended without finishing what was in flight"),
+    }
+}
+
+/// The two signals that ask a daemon to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

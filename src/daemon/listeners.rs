@@ -1,0 +1,97 @@
+//! The HTTP listeners: bound together before anything runs, so that a taken port stops the start and not a daemon that
+//! already promised something to its peers.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::DaemonError;
+use crate::config::Config;
+use crate::http::admin::{self, Control, bind_control};
+use crate::http::object::Endpoint;
+use crate::http::registry::Mirror;
+use crate::http::server::{DEFAULT_MAX_CONNECTIONS, Limits, Listener, Metrics};
+
+/// For people, probes and commands.
+pub(super) struct OwnListeners {
+    pub(super) admin: Listener,
+    pub(super) control: Listener,
+}
+
+/// For clients.
+pub(super) struct FaceListeners {
+    pub(super) registry: Listener,
+    pub(super) object: Listener,
+}
+
+/// Binds all of them; none accepts yet.
+///
+/// # Errors
+/// The first that cannot be bound, with its address and its key.
+pub(super) async fn bind(config: &Config) -> Result<(OwnListeners, FaceListeners), DaemonError> {
+    let faces = FaceListeners {
+        registry: Listener::bind("registry", "registry.listen", config.registry.listen).await?,
+        object: Listener::bind("object", "object.listen", config.object.listen).await?,
+    };
+    let own = OwnListeners {
+        admin: Listener::bind("admin", "admin.listen", config.admin.listen).await?,
+        control: bind_control(&config.control).await?,
+    };
+    Ok((own, faces))
+}
+
+/// What serving a listener takes, whichever it is.
+pub(super) struct Serving {
+    pub(super) metrics: Metrics,
+    pub(super) tasks: TaskTracker,
+    /// No new connections from then on; what is in flight has `drain` to finish.
+    pub(super) stop: CancellationToken,
+    pub(super) drain: Duration,
+}
+
+impl Serving {
+    /// Serves `listener` as a task.
+    fn spawn<S, F, B>(&self, listener: Listener, connections: usize, service: S)
+    where
+        S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + Unpin + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let limits = Limits { connections, drain: self.drain };
+        self.tasks.spawn(listener.serve(service, limits, self.metrics.clone(), self.stop.clone()));
+    }
+}
+
+impl OwnListeners {
+    pub(super) fn serve(self, control: &Control, serving: &Serving) {
+        let admin = control.admin().clone();
+        serving.spawn(self.admin, admin::CONNECTIONS_MAX, move |request| {
+            let admin = admin.clone();
+            async move { admin.answer(request).await }
+        });
+        let control = control.clone();
+        serving.spawn(self.control, admin::CONNECTIONS_MAX, move |request| {
+            let control = control.clone();
+            async move { control.answer(request).await }
+        });
+    }
+}
+
+impl FaceListeners {
+    pub(super) fn serve(self, mirror: Mirror, endpoint: Endpoint, serving: &Serving) {
+        serving.spawn(self.registry, DEFAULT_MAX_CONNECTIONS, move |request| {
+            let mirror = mirror.clone();
+            async move { mirror.answer(request).await }
+        });
+        serving.spawn(self.object, DEFAULT_MAX_CONNECTIONS, move |request| {
+            let endpoint = endpoint.clone();
+            async move { endpoint.handle(request).await }
+        });
+    }
+}
