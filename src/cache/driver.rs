@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::content::{Attestation, ChunkIndex, ChunkSet, ContentKey, NodeId};
 use crate::origin::OriginError;
 use crate::swarm::membership::PeerBook;
-use crate::swarm::{Action, Admission, Event, FlowFailure, FlowId, Swarm, Time};
+use crate::swarm::{Action, Admission, Claim, Event, FlowFailure, FlowId, Swarm, Time};
 use crate::wire;
 
 use super::error::ReadError;
@@ -220,7 +220,10 @@ impl Driver {
                     let source = self.shared.address(peer).map(|peer| Origin::Peer { peer, expect });
                     self.fetch(flow, content, chunk, source);
                 }
-                Action::FetchFromOrigin { flow, content, chunk, .. } => {
+                Action::FetchFromOrigin { flow, content, chunk, claim, .. } => {
+                    if claim == Claim::LastResort {
+                        self.warn_of_last_resort(content, chunk);
+                    }
                     self.fetch(flow, content, chunk, Some(Origin::Source));
                 }
                 Action::Cancel { flow } => {
@@ -269,6 +272,12 @@ impl Driver {
             let _ = commands.send(Command::Ended { flow, received, outcome }).await;
         });
         self.flows.insert(flow, Running { key, open, chunk, stop });
+    }
+
+    fn warn_of_last_resort(&self, key: ContentKey, chunk: ChunkIndex) {
+        if let Some(open) = self.shared.opened(key) {
+            tracing::warn!(content = %open.id, chunk = chunk.0, "no peer brought it in time: asking the origin without a claim");
+        }
     }
 
     fn ended(&mut self, flow: FlowId, received: u32, outcome: Result<Attestation, FlowError>) {

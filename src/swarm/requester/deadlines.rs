@@ -13,6 +13,8 @@ use crate::wire::{LEASE_ARRIVED, LeaseProgress, Leases, Message};
 
 /// A disk that has not taken a chunk after this long is broken, not slow.
 const STORE_PATIENCE: Duration = Duration::from_secs(30);
+/// A node that received nothing at all for this long is not busy but stuck.
+const NODE_MOVES: Duration = Duration::from_secs(1);
 /// How often an open content is looked after: a fraction of its shortest deadline.
 pub(super) const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// A home that answered within this time is on it: twice the time after which a waiting requester repeats itself.
@@ -27,7 +29,7 @@ const MIN_MEDIAN_OF: usize = 4;
 
 impl Requester {
     pub(super) fn watch(&mut self, core: &mut Core, key: ContentKey) {
-        self.credit_arrivals(core, key);
+        self.credit_own_delays(core, key);
         self.report_leases(core, key);
         for flow in self.hopeless(core, key) {
             self.give_up(core, flow);
@@ -37,12 +39,21 @@ impl Requester {
         self.refresh(core, key);
     }
 
-    /// Chunks that wait for the disk are progress: no other source would be faster.
-    fn credit_arrivals(&mut self, core: &Core, key: ContentKey) {
+    /// What waits for this node itself is progress, for no other source would be faster: chunks that wait for the
+    /// disk, and assignments that wait for room while other contents fill it.
+    fn credit_own_delays(&mut self, core: &Core, key: ContentKey) {
+        let node_moves = core.now.since(self.progressed) < NODE_MOVES;
         let Some(content) = self.contents.get_mut(&key) else { return };
         let mut flows = content.flights.values().filter_map(|flight| self.flows.get(&flight.flow));
-        if flows.any(|flow| flow.has_arrived() && core.now.since(flow.grew) < STORE_PATIENCE) {
+        let stores = flows.any(|flow| flow.has_arrived() && core.now.since(flow.grew) < STORE_PATIENCE);
+        if stores || (node_moves && !content.queued.is_empty()) {
             content.progressed = core.now;
+        }
+        if let Some((head, since)) = &mut content.head
+            && node_moves
+            && content.queued.contains_key(head)
+        {
+            *since = core.now;
         }
     }
 

@@ -1,5 +1,7 @@
 //! Transfers to this node: started within the room there is, counted, moved to another source when one fails.
 
+use std::collections::BTreeSet;
+
 use super::Requester;
 use super::content::Flight;
 use super::wants::{bit_of, is_nearly_done};
@@ -56,6 +58,7 @@ impl Requester {
         flow.grew = core.now;
         let ending = is_nearly_done(flow.received, flow.len);
         let (key, chunk, received) = (flow.content, flow.chunk, flow.received);
+        self.progressed = core.now;
         if let Some(content) = self.contents.get_mut(&key) {
             content.progressed = core.now;
             content.received.insert(chunk, received);
@@ -67,6 +70,7 @@ impl Requester {
 
     pub(crate) fn on_flow_done(&mut self, core: &mut Core, id: FlowId, attestation: Attestation, kept: bool) {
         let Some(flow) = self.remove_flow(id) else { return };
+        self.progressed = core.now;
         let Some(content) = self.contents.get_mut(&flow.content) else { return };
         content.progressed = core.now;
         content.received.remove(&flow.chunk);
@@ -146,19 +150,36 @@ impl Requester {
         }
     }
 
-    /// Starts queued assignments for which there is room now.
+    /// Starts queued assignments for which there is room now. The content with the least in the air comes first, of
+    /// equals the one that has waited longest: none waits for another's end.
     pub(super) fn fill_room(&mut self, core: &mut Core) {
-        let queued: Vec<(ContentKey, ChunkIndex)> = self
-            .contents
-            .iter()
-            .flat_map(|(key, content)| content.queued.keys().map(|chunk| (*key, *chunk)))
-            .collect();
-        for (key, chunk) in queued {
-            let Some(content) = self.contents.get_mut(&key) else { continue };
-            if let Some(source) = content.queued.remove(&chunk) {
-                self.start_or_queue(core, key, chunk, source);
+        let mut blocked = BTreeSet::new();
+        while let Some(key) = self.neediest(&blocked) {
+            if !self.start_queued(core, key) {
+                blocked.insert(key);
             }
         }
+    }
+
+    fn neediest(&self, blocked: &BTreeSet<ContentKey>) -> Option<ContentKey> {
+        let waiting = self.contents.iter().filter(|(key, c)| !c.queued.is_empty() && !blocked.contains(key));
+        waiting.min_by_key(|(_, content)| (content.inflight_bytes, content.progressed)).map(|(key, _)| *key)
+    }
+
+    /// Takes one assignment out of the content's queue, the reader's first; `false` when none can be started now.
+    fn start_queued(&mut self, core: &mut Core, key: ContentKey) -> bool {
+        let Some(content) = self.contents.get(&key) else { return false };
+        let head = content.head.map(|(chunk, _)| chunk).filter(|chunk| content.queued.contains_key(chunk));
+        let others = content.queued.keys().copied().filter(|chunk| Some(*chunk) != head);
+        let chunks: Vec<ChunkIndex> = head.into_iter().chain(others).collect();
+        chunks.into_iter().any(|chunk| {
+            let content = self.contents.get_mut(&key);
+            let Some(source) = content.and_then(|content| content.queued.remove(&chunk)) else {
+                return false;
+            };
+            self.start_or_queue(core, key, chunk, source);
+            self.contents.get(&key).is_none_or(|content| !content.queued.contains_key(&chunk))
+        })
     }
 
     pub(super) fn start(&mut self, core: &mut Core, key: ContentKey, chunk: ChunkIndex, from: From) {

@@ -19,6 +19,7 @@ use self::flows::Flow;
 use super::core::Core;
 use super::event::{Action, FlowId};
 use super::stats::Stats;
+use super::time::Time;
 use super::timers::Timer;
 use super::view::{Change, StripeKey};
 use crate::content::{ChunkIndex, ChunkSet, ContentKey, Layout, NodeId};
@@ -37,6 +38,8 @@ pub(crate) struct Requester {
     inflight_bytes: u64,
     origin_flows: u32,
     per_peer: BTreeMap<NodeId, u32>,
+    /// Last time a byte of any content came.
+    progressed: Time,
     announcer: Announcer,
 }
 

@@ -191,15 +191,16 @@ impl Requester {
         }
         let fair = core.config.origin_flows_per_content / u32::from(content.interested.max(1));
         let mut limit = fair.min(core.config.origin_flows).max(1);
+        let mut of_node = core.config.origin_flows;
         if content.interested > 1 {
-            // The other half of the room is for what the others fetch.
+            // The other half of the room, over all contents, is for what the others fetch.
             let slots = core.config.inflight_bytes / content.chunk_bytes();
-            limit = limit.min(u32::try_from(slots / 2).unwrap_or(u32::MAX).max(1));
+            of_node = of_node.min(u32::try_from(slots / 2).unwrap_or(u32::MAX).max(1));
+            limit = limit.min(of_node);
         }
         let flights = content.flights.values().filter(|flight| flight.from_origin).count() as u64;
         let flights = flights.saturating_sub(self.nearly_done(content, true));
-        let node = u64::from(core.config.origin_flows.saturating_sub(self.origin_flows))
-            .max(u64::from(flights == 0));
+        let node = u64::from(of_node.saturating_sub(self.origin_flows)).max(u64::from(flights == 0));
         let free = u64::from(limit).saturating_sub(flights).min(node);
         u8::try_from(free.min(64)).unwrap_or(64)
     }
@@ -255,12 +256,12 @@ impl Content {
         wanted.min(status.room)
     }
 
-    /// Remembers since when the first missing chunk has been missed.
+    /// Remembers since when the first chunk that a reader misses has been missed. Without a reader none is: the rarest
+    /// come first, and the first of a content may well be the last to come.
     fn note_head(&mut self, now: Time, first: Option<&(StripeIndex, Window)>) {
-        let head = first.map(|(stripe, window)| {
-            let bits = if window.urgent == 0 { window.want } else { window.urgent };
-            stripe.chunk(bits.trailing_zeros().min(63))
-        });
+        let head = first
+            .filter(|(_, window)| window.urgent != 0)
+            .map(|(stripe, window)| stripe.chunk(window.urgent.trailing_zeros()));
         if self.head.map(|(chunk, _)| chunk) != head {
             self.head = head.map(|chunk| (chunk, now));
         }
