@@ -27,7 +27,7 @@ SAMPLE = re.compile(r"^(?P<name>[a-z_]+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$"
 
 
 def binary() -> str:
-    return os.path.realpath(os.environ.get("WINDLASS_BIN", "target/release/windlass"))
+    return os.path.realpath(os.environ.get("WINDLASS_BIN", "target/tests/windlass"))
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
