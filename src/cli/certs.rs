@@ -49,8 +49,8 @@ struct Issue {
     /// Name of the node, as in `node.name`
     #[arg(long, value_name = "NAME")]
     node: String,
-    /// Name of the cluster, as in `node.cluster`
-    #[arg(long, value_name = "NAME", default_value = "windlass")]
+    /// Name of the cluster, as in `node.cluster`; a node takes no certificate of another
+    #[arg(long, value_name = "NAME")]
     cluster: String,
     /// Directory to write to; made if it is missing
     #[arg(long, value_name = "DIR")]
