@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::content::{Attestation, ChunkIndex, ChunkSet, ContentKey, NodeId};
 use crate::origin::OriginError;
+use crate::store::Entry;
 use crate::swarm::membership::PeerBook;
 use crate::swarm::{Action, Admission, Claim, Event, FlowFailure, FlowId, Swarm, Time};
 use crate::wire;
@@ -54,6 +55,8 @@ pub(super) enum Command {
         key: ContentKey,
         chunks: ChunkSet,
     },
+    /// Chunks that a killed process left are held after all, or are known not to be.
+    Settled(Arc<Entry>),
     /// So many bytes of the chunk are here.
     Progress {
         flow: FlowId,
@@ -135,9 +138,31 @@ impl Driver {
 
     fn begin(&mut self) {
         self.members();
-        for held in self.shared.store.list() {
-            self.tell(Event::Stored { content: held.key, layout: held.layout, have: held.have });
+        for (content, layout, have) in self.shared.store.held() {
+            self.tell(Event::Stored { content, layout, have });
         }
+        self.settle_doubts();
+    }
+
+    /// Has the chunks checked that the last run was killed over, beside everything else; who opens one of their
+    /// contents before its turn does not wait for the others.
+    fn settle_doubts(&self) {
+        let doubts = self.shared.store.in_doubt();
+        if doubts.is_empty() {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        self.shared.tasks.spawn(async move {
+            let settling = async {
+                for key in doubts {
+                    if let Some(entry) = shared.store.settle(&key).await {
+                        // The driver being gone means shutdown.
+                        let _ = shared.commands.send(Command::Settled(entry)).await;
+                    }
+                }
+            };
+            shared.shutdown.run_until_cancelled(settling).await;
+        });
     }
 
     fn members(&mut self) {
@@ -168,6 +193,10 @@ impl Driver {
                 }
             }
             Command::Dropped { key, chunks } => self.tell(Event::Dropped { content: key, chunks }),
+            Command::Settled(entry) => {
+                let (content, layout, have) = (*entry.key(), entry.layout(), entry.have());
+                self.tell(Event::Stored { content, layout, have });
+            }
             Command::Progress { flow, received } => {
                 if self.flows.contains_key(&flow) {
                     self.tell(Event::FlowProgress { flow, received });

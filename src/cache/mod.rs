@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::content::{ByteRange, ChunkIndex, ContentId, ContentKey, Layout, NodeId};
 use crate::origin::Source;
-use crate::store::{PlaceError, PlaceOptions, Placement, Store};
+use crate::store::{Entry, PlaceError, PlaceOptions, Placement, Store};
 use crate::swarm::membership::PeerBook;
 use crate::swarm::{Admission, Swarm};
 use crate::transport::Transport;
@@ -54,6 +54,10 @@ use shared::Shared;
 /// Commands the engine may fall behind by before senders wait; each is small, and 4,096 are a burst of 16 chunks'
 /// progress reports from 256 flows.
 const COMMANDS_MAX: usize = 4096;
+
+/// Longest that an opening waits for chunks to be hashed which the last run was killed over: at most what a second
+/// writes, so even a disk of 150 MB/s has 300 MB of them checked by then. What is late is fetched.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// `[cache]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -193,15 +197,30 @@ impl Cache {
         }
         let layout = Layout::new(size, self.chunk_bytes())?;
         let key = content.key(layout.chunk_bytes());
-        let open = self.shared.open_with(key, || {
-            let entry = self.shared.store.create(&content, layout).inspect_err(|error| {
-                tracing::warn!(%content, %error, "no room on disk: the content passes through memory");
-            });
-            Arc::new(Open::new(Arc::clone(&self.shared), content, layout, source, entry.ok()))
-        });
+        let open = match self.shared.opened(key) {
+            Some(open) => open,
+            None => {
+                let entry = self.entry(&content, layout).await;
+                let make = || Arc::new(Open::new(Arc::clone(&self.shared), content, layout, source, entry));
+                self.shared.open_with(key, make)
+            }
+        };
         self.shared.mark_dirty(key);
         seal::begin(&open);
         Ok(Content { open })
+    }
+
+    /// The content's place in the store, with every chunk in `have` that is there, even if the last run was killed
+    /// over it: what the store lacks is fetched at once.
+    async fn entry(&self, content: &ContentId, layout: Layout) -> Option<Arc<Entry>> {
+        let entry = self.shared.store.create(content, layout).inspect_err(|error| {
+            tracing::warn!(%content, %error, "no room on disk: the content passes through memory");
+        });
+        let entry = entry.ok()?;
+        if tokio::time::timeout(SETTLE_DEADLINE, entry.settle()).await.is_err() {
+            tracing::warn!(%content, "the disk is slow: chunks are fetched again instead of being checked");
+        }
+        Some(entry)
     }
 
     /// Every content on disk.

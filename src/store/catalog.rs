@@ -53,6 +53,24 @@ pub(super) struct Cold {
     pub row: Row,
     /// Chunks whose digest was not checked since the start.
     pub unverified: ChunkSet,
+    /// Bytes of chunks that an earlier run wrote and did not see durable.
+    pub doubtful_bytes: u64,
+}
+
+impl Cold {
+    /// As a start finds it. Whatever vouches for the row, no chunk is served in this run before its digest was checked.
+    pub(super) fn found(row: Row, doubtful_bytes: u64) -> Self {
+        Self { unverified: row.have.clone(), row, doubtful_bytes }
+    }
+
+    pub(super) fn stored_bytes(&self) -> u64 {
+        self.row.have.bytes(&self.row.layout) + self.doubtful_bytes
+    }
+
+    /// Whether forgetting it would lose anything.
+    fn stores_something(&self) -> bool {
+        self.row.stores_something() || self.doubtful_bytes > 0
+    }
 }
 
 impl Slot {
@@ -65,8 +83,15 @@ impl Slot {
 
     fn stored_bytes(&self) -> u64 {
         match self {
-            Self::Cold(cold) => cold.row.have.bytes(&cold.row.layout),
-            Self::Warm(entry) => entry.have().bytes(&entry.layout()),
+            Self::Cold(cold) => cold.stored_bytes(),
+            Self::Warm(entry) => entry.stored_bytes(),
+        }
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        match self {
+            Self::Cold(cold) => cold.doubtful_bytes > 0,
+            Self::Warm(entry) => entry.is_in_doubt(),
         }
     }
 
@@ -79,10 +104,8 @@ impl Slot {
 }
 
 impl Catalog {
-    pub(super) fn new(rows: impl IntoIterator<Item = (ContentKey, Row)>) -> Self {
-        // Whatever vouches for the index, no chunk is served in this run before its digest was checked.
-        let cold = |row: Row| Slot::Cold(Cold { unverified: row.have.clone(), row });
-        let slots = rows.into_iter().map(|(key, row)| (key, cold(row))).collect();
+    pub(super) fn new(found: impl IntoIterator<Item = (ContentKey, Cold)>) -> Self {
+        let slots = found.into_iter().map(|(key, cold)| (key, Slot::Cold(cold))).collect();
         let evictions = broadcast::channel(EVICTIONS_MAX).0;
         Self { slots: Mutex::new(slots), evicting: Mutex::new(None), evictions }
     }
@@ -95,6 +118,12 @@ impl Catalog {
             Slot::Warm(entry) => entry.row(),
         };
         slots.iter().map(|(key, slot)| (*key, row(slot))).filter(|(_, row)| row.stores_something()).collect()
+    }
+
+    /// Contents with chunks in doubt.
+    pub(super) fn in_doubt(&self) -> Vec<ContentKey> {
+        let slots = self.slots.lock();
+        slots.iter().filter(|(_, slot)| slot.is_in_doubt()).map(|(key, _)| *key).collect()
     }
 
     pub(super) fn warm(&self) -> Vec<Arc<Entry>> {
@@ -139,8 +168,8 @@ impl Shared {
             let slot = slots.get_mut(key)?;
             match (&*slot, loaded) {
                 (Slot::Cold(now), Ok(entry)) if *now == cold => {
-                    self.room.release_stored(cold.row.have.bytes(&cold.row.layout));
-                    self.room.add_stored(entry.have().bytes(&entry.layout()));
+                    self.room.release_stored(cold.stored_bytes());
+                    self.room.add_stored(entry.stored_bytes());
                     let entry = Arc::new(entry);
                     *slot = Slot::Warm(Arc::clone(&entry));
                     return Some(entry);
@@ -228,7 +257,7 @@ impl Shared {
             })
             .collect();
         for (key, cold) in idle {
-            if cold.row.stores_something() {
+            if cold.stores_something() {
                 self.index.put(key, cold.row.clone());
                 slots.insert(key, Slot::Cold(cold));
             } else {

@@ -45,6 +45,7 @@ pub struct Metrics {
     pub(super) queue: Family<LaneLabels, Gauge>,
     pub(super) unsynced_contents: Gauge,
     pub(super) inserted_bytes: Counter,
+    pub(super) recovered_bytes: Counter,
     pub(super) read_bytes: Counter,
     pub(super) evictions: Counter,
     pub(super) evicted_bytes: Counter,
@@ -68,6 +69,8 @@ impl Metrics {
         let help = "Contents with chunks written but not yet durable";
         registry.register("store_unsynced_contents", help, m.unsynced_contents.clone());
         registry.register("store_inserted_bytes", "Bytes verified and written", m.inserted_bytes.clone());
+        let help = "Bytes that a killed process had written, found intact at the start";
+        registry.register("store_recovered_bytes", help, m.recovered_bytes.clone());
         registry.register("store_read_bytes", "Bytes read for clients and peers", m.read_bytes.clone());
         registry.register("store_evictions", "Contents evicted to make room", m.evictions.clone());
         registry.register("store_evicted_bytes", "Bytes of evicted contents", m.evicted_bytes.clone());

@@ -119,6 +119,28 @@ impl Store {
         self.handle.shared.list()
     }
 
+    /// What is durably stored, as the memory has it: never blocks. A content whose files are gone shows up all the same.
+    #[must_use]
+    pub fn held(&self) -> Vec<(ContentKey, Layout, ChunkSet)> {
+        let rows = self.handle.shared.catalog.rows().into_iter();
+        rows.map(|(key, row)| (key, row.layout, row.have)).collect()
+    }
+
+    /// Contents with chunks that may be here although [`held`](Self::held) lacks them: a killed process wrote them and
+    /// did not see them durable.
+    #[must_use]
+    pub fn in_doubt(&self) -> Vec<ContentKey> {
+        self.handle.shared.catalog.in_doubt()
+    }
+
+    /// [`Entry::settle`] for a content of which nobody has the entry; returns that, if anything of it is stored.
+    pub async fn settle(&self, key: &ContentKey) -> Option<Arc<Entry>> {
+        let (shared, key) = (Arc::clone(&self.handle.shared), *key);
+        let entry = self.handle.shared.pool.run(Lane::Read, move || shared.get(&key)).await.ok()??;
+        entry.settle().await;
+        Some(entry)
+    }
+
     /// Keys of contents as they are evicted or found unusable, for withdrawing announcements. Who lags more than
     /// 1,024 behind gets an error and should compare with [`list`](Self::list).
     #[must_use]

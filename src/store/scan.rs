@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use super::catalog::Cold;
 use super::data_dir::{DataDir, FORMAT_VERSION};
 use super::error::OpenError;
 use super::index::Row;
@@ -21,7 +22,7 @@ const SCAN_THREADS: usize = 8;
 /// What a scan found.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
-    pub rows: Vec<(ContentKey, Row)>,
+    pub contents: Vec<(ContentKey, Cold)>,
     /// Directories without a usable sidecar, now in the trash.
     pub discarded: Vec<PathBuf>,
 }
@@ -39,7 +40,7 @@ pub(super) fn scan(dir: &DataDir) -> Result<Scan, OpenError> {
                     let mut found = found.lock();
                     match (part, &mut *found) {
                         (Ok(part), Ok(all)) => {
-                            all.rows.extend(part.rows);
+                            all.contents.extend(part.contents);
                             all.discarded.extend(part.discarded);
                         }
                         (Err(error), Ok(_)) => *found = Err(error),
@@ -57,8 +58,8 @@ fn scan_shelf(dir: &DataDir, shelf: &Path) -> Result<Scan, OpenError> {
     let mut found = Scan::default();
     for content in fs::read_dir(shelf).map_err(io)? {
         let content = content.map_err(io)?.path();
-        match read_row(&content) {
-            Ok((key, row)) if dir.content(&key) == content => found.rows.push((key, row)),
+        match read_content(&content) {
+            Ok((key, cold)) if dir.content(&key) == content => found.contents.push((key, cold)),
             Err(Unusable::Newer(version)) => {
                 let (path, found, known) = (dir.root().to_owned(), version, FORMAT_VERSION);
                 return Err(OpenError::NewerFormat { path, found, known });
@@ -90,13 +91,15 @@ impl From<io::Error> for Unusable {
     }
 }
 
-fn read_row(content: &Path) -> Result<(ContentKey, Row), Unusable> {
+fn read_content(content: &Path) -> Result<(ContentKey, Cold), Unusable> {
     let bytes = fs::read(content.join("sidecar"))?;
     let sidecar = Sidecar::parse(&bytes).map_err(|error| match error {
         SidecarError::Newer(version) => Unusable::Newer(version),
         SidecarError::Header => Unusable::Broken,
     })?;
     let data = fs::metadata(content.join("data"))?;
+    let doubts = sidecar.claims.doubts.keys();
+    let doubtful_bytes = doubts.map(|chunk| sidecar.layout.chunk_range(*chunk).len()).sum();
     let row = Row {
         layout: sidecar.layout,
         have: sidecar.claims.have,
@@ -104,5 +107,5 @@ fn read_row(content: &Path) -> Result<(ContentKey, Row), Unusable> {
         pinned: sidecar.claims.pinned,
         last_used_ms: data.modified().map_or(0, super::unix_ms),
     };
-    Ok((sidecar.key, row))
+    Ok((sidecar.key, Cold::found(row, doubtful_bytes)))
 }

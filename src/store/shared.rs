@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, Cold};
 use super::config::Config;
 use super::data_dir::{self, DataDir};
 use super::disk::{self, Disk};
@@ -64,12 +64,12 @@ impl Shared {
         let mark = dir.take_clean_mark().map_err(io)?;
         let found = index::find(&dir.index(), mark);
         let after_crash = found.distrust.is_some();
-        let rows: Vec<(ContentKey, Row)> = match found.distrust {
-            None => found.rows.into_iter().collect(),
+        let contents: Vec<(ContentKey, Cold)> = match found.distrust {
+            None => found.rows.into_iter().map(|(key, row)| (key, Cold::found(row, 0))).collect(),
             Some(why) => {
                 let scan = recover(&dir, &found.rows, why, &metrics)?;
                 graves.extend(scan.discarded);
-                scan.rows
+                scan.contents
             }
         };
         let this = Arc::new(OnceLock::<Weak<Self>>::new());
@@ -82,18 +82,18 @@ impl Shared {
         let index = Index::start(found.engine, dir.index(), INDEX_INTERVAL, Box::new(all_rows), rebuilds)
             .map_err(io)?;
         let room = Room::new(config.budget.as_u64(), config.free_floor.as_u64(), metrics.clone());
-        for (key, row) in &rows {
-            room.add_stored(row.have.bytes(&row.layout));
+        for (key, cold) in &contents {
+            room.add_stored(cold.stored_bytes());
             if after_crash {
-                index.put(*key, row.clone());
+                index.put(*key, cold.row.clone());
             }
         }
-        metrics.contents.set(rows.len() as u64);
+        metrics.contents.set(contents.len() as u64);
         let threads = config.effective_io_threads();
         let shared = Arc::new(Self {
             pool: Pool::start(threads, &metrics).map_err(io)?,
             syncer: Arc::new(Syncer::new(metrics.unsynced_contents.clone())),
-            catalog: Catalog::new(rows),
+            catalog: Catalog::new(contents),
             disk,
             dir,
             index,
@@ -136,9 +136,11 @@ impl Shared {
             self.index.put(key, row);
         }
         self.dismiss_waiters();
+        // The index knows nothing of chunks in doubt: only a scan would find them again.
+        let is_settled = self.catalog.in_doubt().is_empty();
         let generation = self.index.close_clean();
         let marked = match (&flushed, generation) {
-            (Ok(()), Some(generation)) => self.dir.leave_clean_mark(generation),
+            (Ok(()), Some(generation)) if is_settled => self.dir.leave_clean_mark(generation),
             _ => Ok(()),
         };
         self.catalog.clear();
@@ -204,16 +206,18 @@ fn recover(
 ) -> Result<Scan, OpenError> {
     let started = Instant::now();
     let mut scan = scan(dir)?;
-    let mut chunks = 0;
-    for (key, row) in &mut scan.rows {
-        chunks += row.have.len();
-        row.last_used_ms = known.get(key).map_or(row.last_used_ms, |known| known.last_used_ms);
+    let (mut chunks, mut doubtful_bytes) = (0, 0);
+    for (key, cold) in &mut scan.contents {
+        chunks += cold.row.have.len();
+        doubtful_bytes += cold.doubtful_bytes;
+        cold.row.last_used_ms = known.get(key).map_or(cold.row.last_used_ms, |known| known.last_used_ms);
     }
-    if !scan.rows.is_empty() || !scan.discarded.is_empty() {
+    if !scan.contents.is_empty() || !scan.discarded.is_empty() {
         metrics.index_rebuilds.inc();
         tracing::info!(
-            contents = scan.rows.len(),
+            contents = scan.contents.len(),
             chunks,
+            doubtful_bytes,
             discarded = scan.discarded.len(),
             seconds = started.elapsed().as_secs_f64(),
             because = why,

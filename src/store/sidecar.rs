@@ -3,11 +3,12 @@
 //! A header, then a log of 64-byte slots that only grows:
 //!
 //! ```text
-//! header  0  8  magic "windlass"                  slot  0  1  kind: 1 held, 2 dropped, 3 sealed, 4 pinned, 5 unpinned
+//! header  0  8  magic "windlass"                  slot  0  1  kind: 1 held, 2 dropped, 3 sealed, 4 pinned,
+//!                                                               5 unpinned, 6 written
 //!         8  4  format version, little endian            1  3  zero
 //!        12  4  length of the body                       4  4  chunk number, little endian
-//!        16 32  BLAKE3 of bytes 0..16 and the body       8 32  BLAKE3 of the chunk (held)
-//!        48  …  body: postcard of (ContentId, Layout)   40 16  node that attested it (held)
+//!        16 32  BLAKE3 of bytes 0..16 and the body       8 32  BLAKE3 of the chunk (held, written)
+//!        48  …  body: postcard of (ContentId, Layout)   40 16  node that attested it (held, written)
 //!            …  zeros up to a multiple of 64            56  8  checksum: keyed BLAKE3 of offset and bytes 0..56
 //! ```
 //!
@@ -15,6 +16,10 @@
 //! content's key and covers the slot's own offset: neither another content's log nor an old block that a crash
 //! brought back passes for a slot. A slot that does not check is as if it had not been written, and a content whose
 //! log has such a slot before its end is not believed until its chunks are hashed again.
+//!
+//! A `written` slot goes out as soon as the chunk's bytes have, and nobody syncs it: a killed process loses neither, a
+//! power cut may lose either. So its chunk is *in doubt* until its bytes were hashed, unless a `held` or `dropped` slot
+//! follows. A program that does not know the kind takes the slot for a damaged one, which only makes it check more.
 //!
 //! Invariant: a `held` slot is written only after its chunk is durable. Everything the index knows can be rebuilt
 //! from here. This module refuses to look at the data.
@@ -27,7 +32,8 @@ use super::data_dir::FORMAT_VERSION;
 
 const MAGIC: &[u8; 8] = b"windlass";
 const HEADER_FIXED: usize = 48;
-const SLOT: usize = 64;
+/// Bytes of one slot.
+pub(super) const SLOT: usize = 64;
 const SLOT_BODY: usize = 56;
 
 /// S3 allows 1,024 bytes of key and 63 of bucket; this is far above any identity and below a harmful allocation.
@@ -38,6 +44,8 @@ const BODY_MAX: usize = 16 << 10;
 pub(super) enum Record {
     /// The chunk's bytes are durable and had this digest.
     Held(ChunkIndex, Attestation),
+    /// The chunk's bytes, which had this digest, were given to the kernel; whether they reached the medium is not known.
+    Written(ChunkIndex, Attestation),
     /// The chunk's bytes are not to be used any more; a seal is void.
     Dropped(ChunkIndex),
     /// All chunks are there and the whole had its digest.
@@ -51,6 +59,8 @@ pub(super) enum Record {
 pub(super) struct Claims {
     pub have: ChunkSet,
     pub attestations: HashMap<ChunkIndex, Attestation>,
+    /// Chunks that were written and not seen durable: disjoint from `have`.
+    pub doubts: HashMap<ChunkIndex, Attestation>,
     pub sealed: bool,
     pub pinned: bool,
 }
@@ -61,16 +71,25 @@ impl Claims {
             Record::Held(chunk, attestation) => {
                 self.have.insert(chunk);
                 self.attestations.insert(chunk, attestation);
+                self.doubts.remove(&chunk);
             }
-            Record::Dropped(chunk) => {
-                self.have.remove(chunk);
-                self.attestations.remove(&chunk);
-                self.sealed = false;
+            // What was claimed of the chunk before may have been overwritten.
+            Record::Written(chunk, attestation) => {
+                self.forget(chunk);
+                self.doubts.insert(chunk, attestation);
             }
+            Record::Dropped(chunk) => self.forget(chunk),
             Record::Sealed => self.sealed = true,
             Record::Pinned => self.pinned = true,
             Record::Unpinned => self.pinned = false,
         }
+    }
+
+    fn forget(&mut self, chunk: ChunkIndex) {
+        self.have.remove(chunk);
+        self.attestations.remove(&chunk);
+        self.doubts.remove(&chunk);
+        self.sealed = false;
     }
 }
 
@@ -135,16 +154,17 @@ pub(super) fn header(id: &ContentId, layout: &Layout) -> Vec<u8> {
 /// Appends the slot for `record` to `log`, whose first byte lies at `log_offset` of the file.
 pub(super) fn append(log: &mut Vec<u8>, log_offset: u64, key: &ContentKey, record: &Record) {
     let mut slot = [0; SLOT];
+    if let Record::Held(_, attestation) | Record::Written(_, attestation) = record {
+        slot[8..40].copy_from_slice(&attestation.digest.0);
+        slot[40..56].copy_from_slice(&attestation.attester.0);
+    }
     let (kind, chunk) = match record {
-        Record::Held(chunk, attestation) => {
-            slot[8..40].copy_from_slice(&attestation.digest.0);
-            slot[40..56].copy_from_slice(&attestation.attester.0);
-            (1, chunk.0)
-        }
+        Record::Held(chunk, _) => (1, chunk.0),
         Record::Dropped(chunk) => (2, chunk.0),
         Record::Sealed => (3, 0),
         Record::Pinned => (4, 0),
         Record::Unpinned => (5, 0),
+        Record::Written(chunk, _) => (6, chunk.0),
     };
     slot[0] = kind;
     slot[4..8].copy_from_slice(&chunk.to_le_bytes());
@@ -179,24 +199,26 @@ fn parse_slot(key: &ContentKey, offset: u64, slot: &[u8; SLOT]) -> Option<Record
         return None;
     }
     let chunk = ChunkIndex(u32_at(slot, 4));
+    let (mut digest, mut attester) = ([0; 32], [0; 16]);
+    digest.copy_from_slice(&slot[8..40]);
+    attester.copy_from_slice(&slot[40..56]);
+    let attestation = Attestation { digest: ChunkDigest(digest), attester: NodeId(attester) };
     Some(match slot[0] {
-        1 => {
-            let (mut digest, mut attester) = ([0; 32], [0; 16]);
-            digest.copy_from_slice(&slot[8..40]);
-            attester.copy_from_slice(&slot[40..56]);
-            Record::Held(chunk, Attestation { digest: ChunkDigest(digest), attester: NodeId(attester) })
-        }
+        1 => Record::Held(chunk, attestation),
         2 => Record::Dropped(chunk),
         3 => Record::Sealed,
         4 => Record::Pinned,
         5 => Record::Unpinned,
+        6 => Record::Written(chunk, attestation),
         _ => return None,
     })
 }
 
 fn fits(record: &Record, layout: &Layout) -> bool {
     match record {
-        Record::Held(chunk, _) | Record::Dropped(chunk) => chunk.0 < layout.chunk_count(),
+        Record::Held(chunk, _) | Record::Written(chunk, _) | Record::Dropped(chunk) => {
+            chunk.0 < layout.chunk_count()
+        }
         Record::Sealed | Record::Pinned | Record::Unpinned => true,
     }
 }
@@ -246,14 +268,22 @@ mod tests {
         bytes
     }
 
+    fn attested(byte: u8) -> Attestation {
+        Attestation { digest: ChunkDigest([byte; 32]), attester: NodeId([byte; 16]) }
+    }
+
     fn held(chunk: u32, byte: u8) -> Record {
-        let attestation = Attestation { digest: ChunkDigest([byte; 32]), attester: NodeId([byte; 16]) };
-        Record::Held(ChunkIndex(chunk), attestation)
+        Record::Held(ChunkIndex(chunk), attested(byte))
+    }
+
+    fn written(chunk: u32, byte: u8) -> Record {
+        Record::Written(ChunkIndex(chunk), attested(byte))
     }
 
     fn records() -> impl Strategy<Value = Vec<Record>> {
         let record = prop_oneof![
             4 => (0u32..100, any::<u8>()).prop_map(|(chunk, byte)| held(chunk, byte)),
+            4 => (0u32..100, any::<u8>()).prop_map(|(chunk, byte)| written(chunk, byte)),
             1 => (0u32..100).prop_map(|chunk| Record::Dropped(ChunkIndex(chunk))),
             1 => Just(Record::Pinned),
             1 => Just(Record::Unpinned),
@@ -317,6 +347,20 @@ mod tests {
         assert!(!Sidecar::parse(&file(&records)).unwrap().claims.sealed);
         records.remove(3);
         assert!(!Sidecar::parse(&file(&[held(1, 1), Record::Sealed])).unwrap().claims.sealed);
+    }
+
+    #[test]
+    fn a_written_chunk_is_in_doubt_until_it_is_held_or_dropped() {
+        let claims = |records: &[Record]| Sidecar::parse(&file(records)).unwrap().claims;
+        let doubtful = claims(&[held(1, 1), written(2, 2)]);
+        assert_eq!(doubtful.have, [ChunkIndex(1)].into_iter().collect());
+        assert_eq!(doubtful.doubts, HashMap::from([(ChunkIndex(2), attested(2))]));
+        assert!(claims(&[written(2, 2), held(2, 2)]).doubts.is_empty());
+        assert!(claims(&[written(2, 2), Record::Dropped(ChunkIndex(2))]).doubts.is_empty());
+        // Overwritten before the word that it had been dropped came out.
+        let again = claims(&[held(2, 1), written(2, 2)]);
+        assert!(again.have.is_empty() && again.attestations.is_empty());
+        assert_eq!(again.doubts, HashMap::from([(ChunkIndex(2), attested(2))]));
     }
 
     #[test]

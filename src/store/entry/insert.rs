@@ -13,7 +13,6 @@ use crate::content::{Attestation, ByteRange, ChunkDigest, ChunkIndex, NodeId};
 use crate::store::disk;
 use crate::store::error::InsertError;
 use crate::store::metrics::{InsertFailure, Lane};
-use crate::store::sidecar::Record;
 
 /// What a chunk's bytes are compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +27,7 @@ pub enum Expect {
 }
 
 /// A chunk whose bytes nobody else may touch until this is dropped.
-struct Claim {
+pub(super) struct Claim {
     entry: Arc<Entry>,
     chunk: ChunkIndex,
 }
@@ -88,7 +87,7 @@ impl Entry {
     }
 
     /// The right to write `chunk`, or the attestation under which it is held already.
-    async fn claim(self: &Arc<Self>, chunk: ChunkIndex) -> Result<Claim, Attestation> {
+    pub(super) async fn claim(self: &Arc<Self>, chunk: ChunkIndex) -> Result<Claim, Attestation> {
         loop {
             let mut settled = std::pin::pin!(self.settled.notified());
             // From here on no notification is missed.
@@ -128,13 +127,15 @@ impl Entry {
         self.write_or_evict(range, pieces).map_err(|error| self.passed_through(error.to_string()))?;
         room.commit();
         self.shared.metrics.inserted_bytes.inc_by(range.len());
+        self.note_written(chunk, attestation);
         let mut state = self.state.lock();
-        state.have.insert(chunk);
-        state.attestations.insert(chunk, attestation);
-        state.pending.push(Record::Held(chunk, attestation));
-        state.pending_bytes += range.len();
-        let pending_bytes = state.pending_bytes;
+        let was_in_doubt = state.doubts.remove(&chunk).is_some();
+        let pending_bytes = state.hold(chunk, attestation, range.len());
         drop(state);
+        if was_in_doubt {
+            // Its old bytes, which lay where the new ones do, were counted too.
+            self.shared.room.release_stored(range.len());
+        }
         self.shared.syncer.after_write(self, pending_bytes);
         Ok(attestation)
     }

@@ -1,15 +1,18 @@
 //! One content: its chunks, who attested them, and the way from bytes in memory to bytes on disk.
 //!
 //! ```text
-//! insert: claim the chunk → hash → reserve room → pwritev → readable → … → fdatasync data → sidecar → index
+//! insert: claim the chunk → hash → reserve room → pwritev → note in the sidecar → readable
+//!         → … → fdatasync data → held in the sidecar → index
 //! ```
 //!
 //! Invariant: a chunk is in `have` only after its bytes were written with the attested digest; its sidecar says so
 //! only after the bytes are durable, and the index only after the sidecar is. A chunk that leaves goes the other way.
 //! Public methods are async and do nothing but queue work for the pool (or wait for the syncer).
 
+mod doubt;
 mod hash;
 mod insert;
+mod log;
 mod read;
 mod seal;
 mod sync;
@@ -31,6 +34,7 @@ pub use read::READ_MAX_BYTES;
 pub(super) use read::slices;
 
 use self::hash::WholeHash;
+use self::log::Log;
 use super::Summary;
 use super::catalog::Cold;
 use super::data_dir;
@@ -54,8 +58,9 @@ pub struct Entry {
     data: Mutex<DataFile>,
     /// Shared by those who write into the data file, exclusive for who replaces it.
     writing: RwLock<()>,
-    /// Where the sidecar's next slot goes; 0 while there is no sidecar. Held during a sync.
-    sidecar_end: Mutex<u64>,
+    log: Log,
+    /// One sync at a time, so that records reach the log in the order in which they were taken.
+    syncing: Mutex<()>,
     whole: Mutex<WholeHash>,
 }
 
@@ -74,6 +79,8 @@ struct State {
     durable: ChunkSet,
     /// The part of `have` whose digest was not checked since the start.
     unverified: ChunkSet,
+    /// Chunks that an earlier run wrote and did not see durable: disjoint from `have`, not readable.
+    doubts: HashMap<ChunkIndex, Attestation>,
     /// Being written or punched out; nobody else may touch these chunks' bytes.
     busy: ChunkSet,
     attestations: HashMap<ChunkIndex, Attestation>,
@@ -103,7 +110,7 @@ impl Entry {
         if sidecar.key != *key || sidecar.layout != cold.row.layout {
             return Err("the sidecar is another content's".to_owned());
         }
-        let Claims { have, attestations, sealed, pinned } = sidecar.claims;
+        let Claims { have, attestations, doubts, sealed, pinned } = sidecar.claims;
         // A damaged log, or one that says more than the row, is not believed.
         let is_new = |chunk: &ChunkIndex| !cold.row.have.contains(*chunk);
         let doubtful =
@@ -114,6 +121,7 @@ impl Entry {
             have,
             unverified,
             attestations,
+            doubts,
             sealed,
             pinned,
             ..State::default()
@@ -134,6 +142,7 @@ impl Entry {
         Self {
             dir: shared.dir.content(&key),
             whole: Mutex::new(WholeHash::of(&id)),
+            log: Log::new(sidecar_end, !shared.after_crash),
             shared: Arc::clone(shared),
             id,
             key,
@@ -143,7 +152,7 @@ impl Entry {
             settled: Notify::new(),
             data: Mutex::new(DataFile { open: None, exists: sidecar_end > 0 }),
             writing: RwLock::new(()),
-            sidecar_end: Mutex::new(sidecar_end),
+            syncing: Mutex::new(()),
         }
     }
 
@@ -232,8 +241,13 @@ impl Entry {
     }
 
     pub(super) fn cold(&self) -> Cold {
-        let row = self.row();
-        Cold { row, unverified: self.state.lock().unverified.clone() }
+        let (row, doubtful_bytes) = (self.row(), self.doubtful_bytes());
+        Cold { row, unverified: self.state.lock().unverified.clone(), doubtful_bytes }
+    }
+
+    /// Bytes of chunks that lie on the disk, in doubt or not.
+    pub(super) fn stored_bytes(&self) -> u64 {
+        self.have().bytes(&self.layout) + self.doubtful_bytes()
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
@@ -275,10 +289,6 @@ impl Entry {
         *self.data.lock() = DataFile { open: Some(Arc::new(file)), exists: true };
     }
 
-    fn sidecar_path(&self) -> PathBuf {
-        self.dir.join("sidecar")
-    }
-
     fn dir(&self) -> &Path {
         &self.dir
     }
@@ -304,8 +314,21 @@ fn open_placed(path: &Path) -> io::Result<File> {
 }
 
 impl State {
-    /// `true` when the chunk was held. Records the removal for the sidecar.
+    /// Makes `chunk` readable and plans its record. Returns how many bytes wait for a sync.
+    fn hold(&mut self, chunk: ChunkIndex, attestation: Attestation, bytes: u64) -> u64 {
+        self.have.insert(chunk);
+        self.attestations.insert(chunk, attestation);
+        self.pending.push(Record::Held(chunk, attestation));
+        self.pending_bytes += bytes;
+        self.pending_bytes
+    }
+
+    /// `true` when the chunk was held, or in doubt. Records the removal for the sidecar.
     fn take_out(&mut self, chunk: ChunkIndex) -> bool {
+        if self.doubts.remove(&chunk).is_some() {
+            self.pending.push(Record::Dropped(chunk));
+            return true;
+        }
         if !self.have.remove(chunk) {
             return false;
         }

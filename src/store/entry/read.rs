@@ -108,7 +108,7 @@ impl Entry {
         }
     }
 
-    fn digest_on_disk(&self, chunk: ChunkIndex) -> io::Result<ChunkDigest> {
+    pub(super) fn digest_on_disk(&self, chunk: ChunkIndex) -> io::Result<ChunkDigest> {
         let file = self.data()?;
         let mut hasher = blake3::Hasher::new();
         for range in slices(self.layout.chunk_range(chunk)) {

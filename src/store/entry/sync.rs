@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::{Entry, State};
 use crate::content::{ChunkIndex, ChunkSet};
 use crate::store::error::Closed;
-use crate::store::sidecar::{self, Record};
+use crate::store::sidecar::Record;
 
 /// What failed decides what can still be believed.
 enum SyncFailure {
@@ -82,20 +82,20 @@ impl Entry {
 
     /// Makes everything written so far durable. Blocking.
     pub(in crate::store) fn sync(self: &Arc<Self>) -> io::Result<()> {
-        let mut end = self.sidecar_end.lock();
+        let in_turn = self.syncing.lock();
         let (records, waiters) = {
             let mut state = self.state.lock();
             state.pending_bytes = 0;
             (std::mem::take(&mut state.pending), std::mem::take(&mut state.waiters))
         };
-        let outcome = match self.write_records(&mut end, &records) {
+        let outcome = match self.write_records(&records) {
             Ok(()) => {
                 self.recorded(&records);
                 Ok(())
             }
             Err(failure) => Err(self.not_recorded(records, failure)),
         };
-        drop(end);
+        drop(in_turn);
         let told = outcome.map_err(Arc::new);
         for waiter in waiters {
             // Whoever asked may have gone.
@@ -114,37 +114,16 @@ impl Entry {
         !state.pending.is_empty() || !state.waiters.is_empty()
     }
 
-    fn write_records(&self, end: &mut u64, records: &[Record]) -> Result<(), SyncFailure> {
+    fn write_records(&self, records: &[Record]) -> Result<(), SyncFailure> {
         if records.is_empty() {
             return Ok(());
         }
-        let disk = &self.shared.disk;
         let holds = records.iter().any(|record| matches!(record, Record::Held(..)));
-        let is_fresh = *end == 0;
-        if holds || is_fresh {
+        if holds || !self.is_named() {
+            let disk = &self.shared.disk;
             self.data().and_then(|file| disk.sync_data(&file)).map_err(SyncFailure::Data)?;
         }
-        let mut log = if is_fresh { sidecar::header(&self.id, &self.layout) } else { Vec::new() };
-        for record in records {
-            sidecar::append(&mut log, *end, &self.key, record);
-        }
-        self.append_to_sidecar(*end, &log).map_err(SyncFailure::Sidecar)?;
-        *end += log.len() as u64;
-        Ok(())
-    }
-
-    fn append_to_sidecar(&self, end: u64, log: &[u8]) -> io::Result<()> {
-        let disk = &self.shared.disk;
-        let file = disk.open(&self.sidecar_path())?;
-        // What lies behind is a torn tail or a failed attempt, and must not look like slots after ours.
-        file.set_len(end)?;
-        disk.write_at(&file, end, log)?;
-        disk.sync_data(&file)?;
-        if end == 0 {
-            disk.sync_dir(self.dir())?;
-            disk.sync_dir(self.dir().parent().unwrap_or_else(|| self.dir()))?;
-        }
-        Ok(())
+        self.append_durably(records).map_err(SyncFailure::Sidecar)
     }
 
     fn recorded(self: &Arc<Self>, records: &[Record]) {

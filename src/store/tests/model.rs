@@ -22,7 +22,9 @@ enum Op {
     LetGo(u64),
     Flush,
     Restart,
-    Kill,
+    /// Whether what is in doubt is settled at once, or waits until something else comes along.
+    Kill(bool),
+    Settle(u64),
     CoolDown,
 }
 
@@ -38,7 +40,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..CONTENTS).prop_map(Op::LetGo),
         1 => Just(Op::Flush),
         1 => Just(Op::Restart),
-        1 => Just(Op::Kill),
+        1 => any::<bool>().prop_map(Op::Kill),
+        1 => (0..CONTENTS).prop_map(Op::Settle),
         1 => Just(Op::CoolDown),
     ]
 }
@@ -137,33 +140,54 @@ impl World {
             }
             Op::Flush => self.flush(),
             Op::Restart => {
+                self.flush();
                 self.store().close().unwrap();
-                self.reopen();
+                self.reopen(true).await;
             }
-            Op::Kill => self.reopen(),
+            Op::Kill(settle) => {
+                self.expect_all_of_the_held();
+                self.reopen(settle).await;
+            }
+            Op::Settle(content) => {
+                let key = blob(self.data(content)).key(CHUNK);
+                if let Some(entry) = self.store().settle(&key).await {
+                    assert!(!entry.is_in_doubt());
+                }
+            }
             Op::CoolDown => self.store().handle.shared.cool_down(now_ms() + 120_000),
         }
     }
 
     fn flush(&mut self) {
         self.store().flush().unwrap();
+        self.expect_all_of_the_held();
+    }
+
+    /// Nothing that was written to what somebody holds may go from here on, whatever ends this run.
+    fn expect_all_of_the_held(&mut self) {
         for (content, entry) in &self.held {
             let model = &mut self.models[usize::try_from(*content).unwrap()];
             model.must = entry.have().iter().map(|chunk| chunk.0).collect();
         }
     }
 
-    /// What is held and durable is there again.
-    fn reopen(&mut self) {
+    /// What was held is there again.
+    async fn reopen(&mut self, settle: bool) {
         self.held.clear();
         self.store = None;
         self.store = Some(self.rig.open());
         for content in 0..CONTENTS {
-            let have: BTreeSet<u32> = self.entry(content).have().iter().map(|chunk| chunk.0).collect();
+            let entry = self.entry(content);
+            if settle {
+                entry.settle().await;
+            } else if entry.is_in_doubt() {
+                continue;
+            }
+            let have: BTreeSet<u32> = entry.have().iter().map(|chunk| chunk.0).collect();
             let model = self.model(content);
             assert!(have.is_superset(&model.must), "{have:?} lacks some of {model:?}");
-            model.must.clear();
         }
+        self.models.iter_mut().for_each(|model| model.must.clear());
     }
 
     async fn read(&self, content: u64, chunk: u32) {
@@ -189,7 +213,7 @@ impl World {
             assert!(have.is_subset(&model.may), "{have:?} has more than {model:?}");
             assert!(have.is_superset(&model.must), "{have:?} lacks some of {model:?}");
             assert!(!entry.is_sealed() || have.len() == CHUNKS as usize);
-            total += entry.have().bytes(&entry.layout());
+            total += entry.stored_bytes();
         }
         assert_eq!(total, usage.stored_bytes, "the account is exact");
     }

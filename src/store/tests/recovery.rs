@@ -44,22 +44,44 @@ async fn everything_survives_a_clean_restart() {
     assert_eq!(get_all(&entry).await.unwrap(), whole);
 }
 
+/// A store that was killed with chunks 0 and 7 durable and 3 merely written.
+async fn killed(rig: &Rig, data: &[u8]) {
+    let store = rig.open();
+    let entry = store.create(&blob(data), layout(data)).unwrap();
+    put(&entry, data, 0).await.unwrap();
+    put(&entry, data, 7).await.unwrap();
+    store.flush().unwrap();
+    put(&entry, data, 3).await.unwrap();
+}
+
+fn open_to_write(path: PathBuf) -> fs::File {
+    fs::File::options().write(true).open(path).unwrap()
+}
+
 #[tokio::test]
-async fn a_kill_loses_only_what_was_not_durable() {
+async fn a_kill_loses_nothing_that_was_written() {
     let rig = Rig::new();
     let data = bytes(3, 95_000);
     let key = blob(&data).key(CHUNK);
-    let store = rig.open();
-    let entry = store.create(&blob(&data), layout(&data)).unwrap();
-    put(&entry, &data, 0).await.unwrap();
-    put(&entry, &data, 7).await.unwrap();
-    store.flush().unwrap();
-    put(&entry, &data, 3).await.unwrap();
-    drop((entry, store));
+    killed(&rig, &data).await;
 
     let store = rig.open();
     assert!(store.handle.shared.after_crash);
-    assert_eq!(have(&store, &key), [0, 7]);
+    assert_eq!(store.in_doubt(), [key]);
+    assert_eq!(store.usage().stored_bytes, 30_000, "what may be there takes room");
+    let entry = store.get(&key).unwrap();
+    assert_eq!(have(&store, &key), [0, 7], "nothing is claimed before it was hashed");
+    assert!(matches!(entry.read(ByteRange::new(30_000, 30_001)).await, Err(ReadError::NotHeld(_))));
+    store.settle(&key).await.unwrap();
+    assert_eq!(have(&store, &key), [0, 3, 7]);
+    assert_eq!(store.handle.shared.metrics.recovered_bytes.get(), 10_000);
+    assert_eq!(store.usage().stored_bytes, 30_000);
+    store.flush().unwrap();
+    drop((entry, store));
+
+    let store = rig.open();
+    assert!(store.in_doubt().is_empty(), "durable by now");
+    assert_eq!(have(&store, &key), [0, 3, 7]);
     let entry = put_all(&store, &blob(&data), &data).await;
     entry.seal().await.unwrap();
     drop((entry, store));
@@ -68,6 +90,134 @@ async fn a_kill_loses_only_what_was_not_durable() {
     let entry = store.get(&key).unwrap();
     assert!(entry.is_sealed(), "what seal() said yes to survives a kill");
     assert_eq!(get_all(&entry).await.unwrap(), data);
+}
+
+#[tokio::test]
+async fn the_first_chunk_of_a_content_survives_a_kill_too() {
+    let rig = Rig::new();
+    let data = bytes(13, 15_000);
+    let store = rig.open();
+    put_all(&store, &blob(&data), &data).await;
+    drop(store);
+    let store = rig.open();
+    let entry = store.settle(&blob(&data).key(CHUNK)).await.unwrap();
+    entry.seal().await.unwrap();
+    assert_eq!(get_all(&entry).await.unwrap(), data);
+}
+
+#[tokio::test]
+async fn a_written_chunk_that_is_torn_is_dropped_unseen() {
+    for byte in [30_000, 39_999] {
+        let rig = Rig::new();
+        let data = bytes(3, 95_000);
+        let key = blob(&data).key(CHUNK);
+        killed(&rig, &data).await;
+        let spoilt = [!data[byte]];
+        open_to_write(rig.content_dir(&key).join("data")).write_all_at(&spoilt, byte as u64).unwrap();
+
+        let store = rig.open();
+        let entry = store.settle(&key).await.unwrap();
+        assert_eq!(have(&store, &key), [0, 7]);
+        assert_eq!(store.usage().stored_bytes, 20_000);
+        store.flush().unwrap();
+        drop((entry, store));
+        let store = rig.open();
+        assert!(store.in_doubt().is_empty(), "the verdict is durable");
+        put_sealed(&store, &blob(&data), &data).await;
+        assert_eq!(store.usage().stored_bytes, 95_000);
+    }
+}
+
+#[tokio::test]
+async fn the_word_of_a_written_chunk_may_be_torn_or_gone() {
+    for lost in [1, SLOT - 1, SLOT] {
+        let rig = Rig::new();
+        let data = bytes(3, 95_000);
+        let key = blob(&data).key(CHUNK);
+        killed(&rig, &data).await;
+        let sidecar = open_to_write(rig.content_dir(&key).join("sidecar"));
+        sidecar.set_len(sidecar.metadata().unwrap().len() - lost).unwrap();
+        let store = rig.open();
+        assert!(store.in_doubt().is_empty());
+        assert_eq!(have(&store, &key), [0, 7]);
+        put_sealed(&store, &blob(&data), &data).await;
+        store.close().unwrap();
+        drop(store);
+        assert!(rig.open().get(&key).unwrap().is_sealed());
+    }
+}
+
+/// A power cut before the first sync may leave any part of the files.
+#[tokio::test]
+async fn a_content_that_was_never_synced_may_lose_any_of_its_files() {
+    let data = bytes(14, 25_000);
+    for (name, len) in [("sidecar", 0), ("sidecar", 47), ("sidecar", 130), ("data", 0), ("data", 9_999)] {
+        let rig = Rig::new();
+        let store = rig.open();
+        put_all(&store, &blob(&data), &data).await;
+        drop(store);
+        let dir = rig.content_dir(&blob(&data).key(CHUNK));
+        open_to_write(dir.join(name)).set_len(len).unwrap();
+        let store = rig.open();
+        if let Some(entry) = store.settle(&blob(&data).key(CHUNK)).await {
+            assert!(entry.have().is_empty(), "{name} {len}");
+        }
+        assert_eq!(store.usage().stored_bytes, 0);
+        put_sealed(&store, &blob(&data), &data).await;
+    }
+}
+
+#[tokio::test]
+async fn a_chunk_in_doubt_may_be_written_again_or_removed() {
+    for remove in [false, true] {
+        let rig = Rig::new();
+        let data = bytes(3, 95_000);
+        let key = blob(&data).key(CHUNK);
+        killed(&rig, &data).await;
+        let store = rig.open();
+        let entry = store.get(&key).unwrap();
+        if remove {
+            entry.remove(&[ChunkIndex(3)].into_iter().collect()).await;
+            assert_eq!(store.usage().stored_bytes, 20_000);
+        } else {
+            put(&entry, &data, 3).await.unwrap();
+            assert_eq!(store.usage().stored_bytes, 30_000);
+        }
+        assert!(!entry.is_in_doubt());
+        entry.settle().await;
+        drop((entry, store));
+        let store = rig.open();
+        let entry = store.settle(&key).await.unwrap();
+        assert_eq!(entry.have().contains(ChunkIndex(3)), !remove);
+    }
+}
+
+/// The index lists no chunk in doubt: a content of which nothing else is there would be forgotten on disk.
+#[tokio::test]
+async fn a_clean_end_does_not_vouch_for_doubts() {
+    let rig = Rig::new();
+    let data = bytes(15, 25_000);
+    let key = blob(&data).key(CHUNK);
+    let store = rig.open();
+    put_all(&store, &blob(&data), &data).await;
+    drop(store);
+    for touched in [false, true] {
+        let store = rig.open();
+        if touched {
+            drop(store.get(&key).unwrap());
+            store.handle.shared.cool_down(now_ms() + 120_000);
+        }
+        assert_eq!(store.in_doubt(), [key]);
+        store.close().unwrap();
+    }
+    let store = rig.open();
+    assert!(store.handle.shared.after_crash);
+    store.settle(&key).await.unwrap().seal().await.unwrap();
+    store.close().unwrap();
+    drop(store);
+    let store = rig.open();
+    assert!(!store.handle.shared.after_crash);
+    assert!(store.get(&key).unwrap().is_sealed());
 }
 
 #[tokio::test]
