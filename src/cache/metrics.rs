@@ -81,7 +81,7 @@ impl Metrics {
     }
 }
 
-const fn counts(s: &swarm::Stats) -> [(&'static str, u64); 22] {
+const fn counts(s: &swarm::Stats) -> [(&'static str, u64); 23] {
     [
         ("peer_flows", s.peer_flows),
         ("leased_flows", s.leased_flows),
@@ -94,6 +94,7 @@ const fn counts(s: &swarm::Stats) -> [(&'static str, u64); 22] {
         ("redirects", s.redirects),
         ("takeovers", s.takeovers),
         ("uploads_refused", s.uploads_refused),
+        ("uploads_early", s.uploads_early),
         ("messages_ignored", s.messages_ignored),
         ("home_stripes", s.home_stripes),
         ("home_rows", s.home_rows),

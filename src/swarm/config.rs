@@ -55,9 +55,14 @@ pub struct Config {
     /// After the first membership sync nothing is granted for this long, in milliseconds: others that started in
     /// the same instant are still syncing.
     pub cold_grace_ms: u64,
-    /// A new home waits at most this long for what previous homes and holders know, in milliseconds. Paid only when a
-    /// home moves, and only when a previous one does not answer.
+    /// A new home waits at most this long for what the nodes it asked know, in milliseconds. Paid only when a
+    /// home moves, and only when one of them does not answer. Above a second, by which nodes at full load are late.
     pub recovery_wait_ms: u64,
+    /// A new home waits at most this long for a previous one that is late but not known to be dead, in milliseconds. A
+    /// node that is silent for longer, together with `want_timeout_ms`, may find its claims granted again.
+    pub mute_wait_ms: u64,
+    /// A new home waits at most this long to hear from membership of a home that others name, in milliseconds.
+    pub stranger_wait_ms: u64,
     /// A lease without a new byte for this long is given to another, in milliseconds.
     pub lease_stall_ms: u64,
     /// A lease slower than a quarter of the median for this long is given to another, in milliseconds.
@@ -89,12 +94,15 @@ impl Default for Config {
             seed_weight: 4,
             want_interval_us: 2_000,
             want_interval_per_node_us: 50,
-            want_timeout_ms: 1_500,
+            want_timeout_ms: 500,
             suspect_ms: 5_000,
             origin_fallback_ms: 5_000,
             hard_fallback_ms: 20_000,
             cold_grace_ms: 250,
-            recovery_wait_ms: 500,
+            recovery_wait_ms: 1_200,
+            mute_wait_ms: 2_500,
+            // Five rounds of gossip.
+            stranger_wait_ms: 1_000,
             lease_stall_ms: 5_000,
             lease_slow_ms: 2_000,
             flow_stall_ms: 4_000,

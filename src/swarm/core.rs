@@ -9,7 +9,7 @@ use super::rng::Rng;
 use super::stats::Stats;
 use super::time::Time;
 use super::timers::Timers;
-use super::view::View;
+use super::view::{Evidence, View};
 use crate::content::NodeId;
 use crate::wire::Message;
 
@@ -64,9 +64,9 @@ impl Core {
     }
 
     /// The peer is passed over for a while.
-    pub(crate) fn suspect(&mut self, node: NodeId) {
+    pub(crate) fn suspect(&mut self, node: NodeId, evidence: Evidence) {
         let until = self.now + millis(self.config.suspect_ms);
-        self.view.suspect(node, until);
+        self.view.suspect(node, evidence, until);
     }
 }
 

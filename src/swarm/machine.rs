@@ -9,6 +9,7 @@ use super::requester::Requester;
 use super::stats::Stats;
 use super::time::Time;
 use super::timers::Timer;
+use super::view::Evidence;
 use crate::content::{ChunkIndex, ContentKey, NodeId};
 use crate::wire::Message;
 
@@ -74,6 +75,7 @@ impl Swarm {
         self.advance(now);
         self.core.view.heard_from(from);
         if !self.requester.can_serve(content, chunk) {
+            self.core.stats.uploads_early += u64::from(self.requester.asked_too_early(content, chunk));
             return Admission::NotFound;
         }
         let slots = self.core.config.upload_slots;
@@ -125,7 +127,7 @@ impl Swarm {
                 requester.on_view_change(core, &change);
             }
             Event::PeerLost(node) => {
-                core.suspect(node);
+                core.suspect(node, Evidence::Lost);
                 self.home.on_peer_lost(core, node);
                 requester.on_peer_lost(core);
             }
@@ -157,7 +159,10 @@ impl Swarm {
             Message::Leases(leases) => self.home.on_leases(core, from, &leases),
             Message::Revoke(lease) => self.requester.on_revoke(core, lease),
             Message::Redirect(redirect) => self.requester.on_redirect(core, redirect),
-            Message::Ask(ask) => self.home.on_ask(core, from, ask),
+            Message::Ask(ask) => {
+                let mine = self.requester.row(core.me, ask.content, ask.stripe);
+                self.home.on_ask(core, from, ask, mine);
+            }
             Message::Table(table) => self.home.on_table(core, from, &table),
             Message::Announce(announce) => self.home.on_announce(core, from, &announce),
         }

@@ -25,6 +25,8 @@ pub struct Stats {
     pub takeovers: u64,
     /// Upload requests refused as busy.
     pub uploads_refused: u64,
+    /// Upload requests for a chunk that was assigned to this node and had not begun to arrive.
+    pub uploads_early: u64,
     /// Messages that were dropped as meaningless or over a bound.
     pub messages_ignored: u64,
 

@@ -38,6 +38,22 @@ impl StripeKey {
     }
 }
 
+/// Why a node is suspected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Evidence {
+    /// It is late with an answer: passed over as a home, last choice as a source. What it holds and fetches counts,
+    /// for the slow are many and the dead are few.
+    Mute,
+    /// Its connection broke: what it holds and fetches is lost to the others until it is heard from.
+    Lost,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Suspicion {
+    evidence: Evidence,
+    until: Time,
+}
+
 /// What a change of membership did.
 #[derive(Debug, Default)]
 pub(crate) struct Change {
@@ -57,7 +73,7 @@ pub(crate) struct View {
     last_join: Time,
     /// Homes as if settled, since the cold grace; `None` while that lasts.
     trusted: Option<BTreeSet<NodeId>>,
-    suspects: BTreeMap<NodeId, Time>,
+    suspects: BTreeMap<NodeId, Suspicion>,
     departed: VecDeque<(Member, Time)>,
     epoch: u64,
     seed_weight: u32,
@@ -172,12 +188,15 @@ impl View {
         self.members.get(&node)
     }
 
-    /// The node does not answer: passed over until then, or until it is heard from.
-    pub(crate) fn suspect(&mut self, node: NodeId, until: Time) {
-        if node != self.me && self.members.contains_key(&node) {
-            self.suspects.insert(node, until);
-            self.epoch += 1;
+    /// The node is passed over until then, or until it is heard from. Being late takes nothing back from being lost.
+    pub(crate) fn suspect(&mut self, node: NodeId, evidence: Evidence, until: Time) {
+        if node == self.me || !self.members.contains_key(&node) {
+            return;
         }
+        let suspicion = self.suspects.entry(node).or_insert(Suspicion { evidence, until });
+        suspicion.evidence = suspicion.evidence.max(evidence);
+        suspicion.until = suspicion.until.max(until);
+        self.epoch += 1;
     }
 
     pub(crate) fn heard_from(&mut self, node: NodeId) {
@@ -188,15 +207,24 @@ impl View {
 
     fn forgive(&mut self, now: Time) {
         let before = self.suspects.len();
-        self.suspects.retain(|_, until| *until > now);
+        self.suspects.retain(|_, suspicion| suspicion.until > now);
         if self.suspects.len() != before {
             self.epoch += 1;
         }
     }
 
-    /// A member that is not suspected.
-    pub(crate) fn is_usable(&self, node: NodeId) -> bool {
+    /// A member whose connection did not break.
+    pub(crate) fn is_reachable(&self, node: NodeId) -> bool {
+        self.members.contains_key(&node) && !self.is_lost(node)
+    }
+
+    /// A member that is late with nothing, as far as this node knows.
+    pub(crate) fn is_prompt(&self, node: NodeId) -> bool {
         self.members.contains_key(&node) && !self.suspects.contains_key(&node)
+    }
+
+    fn is_lost(&self, node: NodeId) -> bool {
+        self.suspects.get(&node).is_some_and(|suspicion| suspicion.evidence == Evidence::Lost)
     }
 
     /// Members that are suspected, the likeliest homes of `key` first.
@@ -224,10 +252,10 @@ impl View {
         self.best(eligible, key).unwrap_or(self.me)
     }
 
-    /// Who may have been home before this node: the best ranks among the settled others, then among all.
+    /// Who may have been home before this node: the best ranks among the settled others, then among all. The mute are
+    /// among them: one that is only slow is home still.
     pub(crate) fn likely_homes(&self, key: StripeKey, settled: usize, at_most: usize) -> Vec<NodeId> {
-        let others =
-            || self.members.values().filter(|m| m.id != self.me && !self.suspects.contains_key(&m.id));
+        let others = || self.members.values().filter(|m| m.id != self.me && !self.is_lost(m.id));
         let mut homes = self.ranked(others().filter(|member| self.is_settled(member)), key, settled);
         for node in self.ranked(others(), key, at_most) {
             if homes.len() < at_most && !homes.contains(&node) {
@@ -243,13 +271,14 @@ impl View {
         (score(a), a) > (score(b), b)
     }
 
-    /// A better home than this node has left lately or does not answer: holders will announce themselves soon.
+    /// A better home than this node has left lately or was lost: holders will announce themselves soon.
     pub(crate) fn is_orphaned(&self, now: Time, key: StripeKey) -> bool {
         let Some(myself) = self.members.get(&self.me) else { return false };
         let mine = self.score(myself, key);
         let lately = self.departed.iter().filter(|(_, at)| now.since(*at) <= DEPARTED_MEMORY);
-        let suspected = self.suspects.keys().filter_map(|node| self.members.get(node));
-        lately.map(|(member, _)| member).chain(suspected).any(|m| self.score(m, key) > mine)
+        let lost = self.suspects.keys().filter(|node| self.is_lost(**node));
+        let lost = lost.filter_map(|node| self.members.get(node));
+        lately.map(|(member, _)| member).chain(lost).any(|m| self.score(m, key) > mine)
     }
 
     fn best<'a>(&self, members: impl Iterator<Item = &'a Member>, key: StripeKey) -> Option<NodeId> {
@@ -359,12 +388,28 @@ mod tests {
     fn a_suspect_is_passed_over_until_it_speaks() {
         let mut view = View::new(node(1), 4, Duration::from_millis(250));
         view.replace(Time(0), vec![member(1, 10, false), member(2, 10, false)], true);
-        view.suspect(node(2), Time(100));
+        view.suspect(node(2), Evidence::Mute, Time(100));
         assert_eq!(share(&view, 2), 0);
         view.heard_from(node(2));
         assert!(share(&view, 2) > 0);
-        view.suspect(node(2), Time(100));
+        view.suspect(node(2), Evidence::Lost, Time(100));
         view.advance(Time(101));
-        assert!(view.is_usable(node(2)));
+        assert!(view.is_prompt(node(2)));
+    }
+
+    #[test]
+    fn the_mute_are_slow_and_the_lost_are_gone() {
+        let mut view = View::new(node(1), 4, Duration::from_millis(250));
+        view.replace(Time(0), vec![member(1, 10, false), member(2, 10, false)], true);
+        let key = keys().next().unwrap();
+        view.suspect(node(2), Evidence::Mute, Time(100));
+        assert!(view.is_reachable(node(2)) && !view.is_prompt(node(2)));
+        assert_eq!(view.likely_homes(key, 3, 3), [node(2)]);
+        assert!(keys().all(|key| !view.is_orphaned(Time(1), key)));
+        view.suspect(node(2), Evidence::Lost, Time(90));
+        view.suspect(node(2), Evidence::Mute, Time(100));
+        assert!(!view.is_reachable(node(2)));
+        assert!(view.likely_homes(key, 3, 3).is_empty());
+        assert!(keys().any(|key| view.is_orphaned(Time(1), key)));
     }
 }

@@ -32,7 +32,7 @@ pub enum Message {
 
 /// Requester to home: all there is to say about the sender and one stripe. Each replaces the one before.
 ///
-/// The bitmaps are disjoint, but for `urgent`, which is part of `want`.
+/// The bitmaps are disjoint, but for `urgent`, which is part of `want`, and `queued`, which is part of `pulling`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Want {
     pub content: ContentKey,
@@ -45,6 +45,8 @@ pub struct Want {
     pub have: u64,
     /// Chunks that arrive from a peer.
     pub pulling: u64,
+    /// Those of `pulling` that wait for room: nothing of them can be passed on yet.
+    pub queued: u64,
     /// Chunks that arrive from the origin.
     pub leased: u64,
     /// How many assignments the sender can start at once.
@@ -351,7 +353,7 @@ mod tests {
             let ended = vec![LeaseEnd::Throttled { bit }];
             let message = Message::Want(Want {
                 content: CONTENT, stripe: StripeIndex(seen % 1_000), want, urgent: want & 3, have,
-                pulling: 0, leased: 0, room, grants: 1, seen, suspects: vec![NodeId([1; 16])], failures, ended,
+                pulling: 6, queued: 2, leased: 0, room, grants: 1, seen, suspects: vec![NodeId([1; 16])], failures, ended,
             });
             prop_assert_eq!(decode::<Message>(&encode(&message)), Ok(message));
         }

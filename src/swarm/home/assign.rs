@@ -32,7 +32,7 @@ enum Choice {
     Peers(Vec<RowId>),
     /// There are sources, but none has capacity now.
     Full,
-    /// No usable node has it or gets it from one that has.
+    /// No reachable node has it or gets it from one that has.
     Nobody,
 }
 
@@ -157,8 +157,8 @@ fn candidates(stripe: &Stripe, bit: u8, sources: &[RowId]) -> Vec<Candidate> {
     sources[..1].iter().map(candidate).chain(fallbacks).take(MAX_CANDIDATES).collect()
 }
 
-/// How good a source is; less is better.
-type Score = (bool, bool, u32);
+/// How good a source is, less being better: late with its answers, in another zone, to be spared, loaded.
+type Score = (bool, bool, bool, u32);
 
 fn choose(stripe: &Stripe, core: &mut Core, bit: u8, child: RowId) -> Choice {
     let chunk = stripe.chunk(bit);
@@ -173,8 +173,8 @@ fn choose(stripe: &Stripe, core: &mut Core, bit: u8, child: RowId) -> Choice {
         if looked >= SAMPLED_SOURCES && anyone {
             break;
         }
-        let is_usable = |node| core.view.is_usable(node);
-        if !stripe.is_fed(bit, source, child, is_usable) {
+        let is_reachable = |node| core.view.is_reachable(node);
+        if !stripe.is_fed(bit, source, child, is_reachable) {
             continue;
         }
         anyone = true;
@@ -209,7 +209,8 @@ fn score(stripe: &Stripe, core: &Core, bit: u8, source: RowId, child_node: NodeI
     }
     let afar = core.view.member(child_node).is_some_and(|child| child.zone != member.zone);
     let load = row.serving * 64 * u32::from(DEFAULT_CAPACITY) / u32::from(member.capacity.max(1));
-    Some((afar, spared, load + if complete { 0 } else { PARTIAL_HANDICAP }))
+    let late = !core.view.is_prompt(row.node);
+    Some((late, afar, spared, load + if complete { 0 } else { PARTIAL_HANDICAP }))
 }
 
 /// A number meant for a node of usual capacity, for this one; at least 1.

@@ -3,12 +3,20 @@
 //! A home that hears of a stripe for the first time asks the nodes that rank best among all others, settled or not:
 //! whoever was home before is among them, unless it is dead. A previous home that ranks lower than a settled asker
 //! gives the table away and grants no more; any other remains home, and the asker sends its requesters there. So of
-//! two nodes that know each other only one is home, whatever the others believe. When a better home has died or does not
-//! answer, nobody is left to ask, and the new one waits for holders and fetchers to announce themselves.
+//! two nodes that know each other only one is home, whatever the others believe.
+//!
+//! Two nodes that do not know each other yet may both believe that they are home. Whoever they both ask is their
+//! witness: it remembers whom it left a stripe to, and names that one to the second asker, which then waits for
+//! membership to tell it of the first.
+//!
+//! A previous home that does not answer is slow or dead. It is waited for until it answers, or its connection breaks,
+//! or `mute_wait_ms` are over. When a better home has died, its table lives on in those it served: the new home asks
+//! every member what it holds and fetches, and goes on when all have answered or `recovery_wait_ms` are over.
+//! So nobody waits for a clock while everybody is prompt.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
 
-use super::Home;
+use super::{Home, Known};
 use crate::content::NodeId;
 use crate::swarm::core::{Core, millis};
 use crate::swarm::time::Time;
@@ -21,22 +29,57 @@ use crate::wire::{Ask, MAX_TABLE_ROWS, Message, Redirect, Table, TableRow};
 const ASKED: usize = 3;
 /// The same while members come: a scale-up may put as many newcomers above the previous home.
 const ASKED_IN_FLUX: usize = 32;
-/// Wait for membership to tell of a home that others name: news takes some 500 ms through a cluster.
-const STRANGER_WAIT: Duration = Duration::from_millis(600);
+/// Stripes left to others that are remembered as a witness: 2,000 nodes that start on 16 GiB each ask of 32.
+const MAX_PROMISES: usize = 4_096;
 
 /// Where a home stands in learning what was before it.
 #[derive(Debug)]
 pub(super) enum Recovery {
     /// Nobody has wanted anything yet.
     Due,
-    Waiting {
-        asked: Vec<NodeId>,
-        orphaned: bool,
-        /// Somebody named a home that this node has not heard of yet.
-        stranger: bool,
-        until: Time,
-    },
+    Waiting(Inquiry),
     Done,
+}
+
+/// Questions to those who may have been home before.
+#[derive(Debug)]
+pub(super) struct Inquiry {
+    /// Who was asked.
+    asked: BTreeMap<NodeId, Asked>,
+    /// Somebody named a home that this node has not heard of yet.
+    stranger: bool,
+    /// Those who need not have been home are waited for no longer than that.
+    until: Time,
+    /// Nobody is waited for any longer.
+    at_last: Time,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// It was home by all this node knows, or by the word of those who could not reach it.
+    Awaited,
+    Open,
+    Answered,
+}
+
+impl Inquiry {
+    fn is_over(&self, now: Time) -> bool {
+        let awaited = self.asked.values().any(|asked| *asked == Asked::Awaited);
+        let open = awaited || self.asked.values().any(|asked| *asked == Asked::Open);
+        let complete = !open && !self.stranger;
+        complete || now >= self.at_last || (now >= self.until && !awaited)
+    }
+
+    fn next(&self, now: Time) -> Time {
+        if self.until > now { self.until } else { self.at_last }
+    }
+}
+
+/// Whom this node, having no table, left a stripe to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Promise {
+    to: NodeId,
+    at: Time,
 }
 
 impl Home {
@@ -57,45 +100,74 @@ impl Home {
             core.timers.set_by(Timer::Stripe(key), allowed);
             return;
         }
-        let at_most = if core.view.is_in_flux(core.now) { ASKED_IN_FLUX } else { ASKED };
-        let asked = core.view.likely_homes(key, ASKED, at_most);
-        let until = core.now + millis(core.config.recovery_wait_ms);
-        let orphaned = core.view.is_orphaned(core.now, key) || !passed_over.is_empty();
-        known.recovery = if asked.is_empty() && !orphaned {
-            Recovery::Done
-        } else {
-            core.stats.takeovers += 1;
-            Recovery::Waiting { asked: asked.clone(), orphaned, stranger: false, until }
+        let at_most = match (core.view.is_orphaned(core.now, key), core.view.is_in_flux(core.now)) {
+            (true, _) => MAX_TABLE_ROWS,
+            (false, true) => ASKED_IN_FLUX,
+            (false, false) => ASKED,
         };
-        for node in asked {
-            core.send(node, Message::Ask(Ask { content: key.content, stripe: key.stripe }));
-        }
-        core.timers.set_by(Timer::Stripe(key), until);
-    }
-
-    pub(super) fn finish_recovery(&mut self, core: &Core, key: StripeKey) {
-        let Some(known) = self.stripes.get_mut(&key) else { return };
-        if let Recovery::Waiting { asked, orphaned, stranger, until } = &known.recovery
-            && (*until <= core.now || (asked.is_empty() && !orphaned && !stranger))
-        {
+        let likely = core.view.likely_homes(key, ASKED, at_most);
+        if likely.is_empty() {
             known.recovery = Recovery::Done;
-        }
-    }
-
-    pub(crate) fn on_ask(&mut self, core: &mut Core, from: NodeId, ask: Ask) {
-        let key = StripeKey { content: ask.content, stripe: ask.stripe };
-        // A home that is not settled here would not be found by those who share this view.
-        let settled = core.view.member(from).is_some_and(|member| core.view.is_settled(member));
-        let ranks_above = !settled || core.view.outranks(core.me, from, key);
-        let home = self.answering_home(core, key, &[]);
-        if self.stripes.contains_key(&key) && ranks_above && home == core.me {
-            self.send_table(core, key, from, core.me);
             return;
         }
-        // Without a table this node is nobody's home yet, and leaves it to the asker.
-        let home = if home == core.me { from } else { home };
-        self.send_table(core, key, from, home);
-        self.leave_to(core, key, from);
+        core.stats.takeovers += 1;
+        let until = core.now + millis(core.config.recovery_wait_ms);
+        let at_last = core.now + millis(core.config.mute_wait_ms);
+        let mut inquiry = Inquiry { asked: BTreeMap::new(), stranger: false, until, at_last };
+        for (rank, node) in likely.into_iter().enumerate() {
+            // The next in rank was home until this node rose above it.
+            let was_home = rank == 0 || passed_over.contains(&node) || core.view.outranks(node, core.me, key);
+            inquiry.ask(core, key, node, if was_home { Asked::Awaited } else { Asked::Open });
+        }
+        core.timers.set_by(Timer::Stripe(key), inquiry.next(core.now));
+        known.recovery = Recovery::Waiting(inquiry);
+    }
+
+    pub(super) fn finish_recovery(&mut self, core: &mut Core, key: StripeKey) {
+        let Some(known) = self.stripes.get_mut(&key) else { return };
+        let Recovery::Waiting(inquiry) = &known.recovery else { return };
+        if inquiry.is_over(core.now) {
+            known.recovery = Recovery::Done;
+        } else {
+            core.timers.set_by(Timer::Stripe(key), inquiry.next(core.now));
+        }
+    }
+
+    /// `mine` is what this node itself holds and fetches of the stripe.
+    pub(crate) fn on_ask(&mut self, core: &mut Core, from: NodeId, ask: Ask, mine: TableRow) {
+        let key = StripeKey { content: ask.content, stripe: ask.stripe };
+        let home = self.answering_home(core, key, &[]);
+        if home == core.me && self.stripes.get(&key).is_some_and(|known| keeps(core, known, key, from)) {
+            self.send_table(core, key, from, core.me, Some(mine));
+            return;
+        }
+        // Without a table this node is nobody's home yet, and leaves it to the asker, or to whom it left it before.
+        let home = if home == core.me || home == from { self.promise(core, key, from) } else { home };
+        self.send_table(core, key, from, home, Some(mine));
+        if self.stripes.contains_key(&key) {
+            self.leave_to(core, key, from);
+        }
+    }
+
+    /// Whom this node leaves a stripe to that it has no table of: the first who asked, while that one may live.
+    fn promise(&mut self, core: &Core, key: StripeKey, asker: NodeId) -> NodeId {
+        let memory = millis(core.config.mute_wait_ms);
+        let kept =
+            |promise: &Promise| core.now.since(promise.at) < memory && core.view.is_reachable(promise.to);
+        if self.stripes.contains_key(&key) {
+            // What it had goes to the asker: whoever comes next is sent there.
+            self.promises.remove(&key);
+        }
+        if let Some(promise) = self.promises.get(&key).filter(|promise| kept(promise)) {
+            return promise.to;
+        }
+        if self.promises.len() >= MAX_PROMISES {
+            self.promises.retain(|_, promise| kept(promise));
+        }
+        if self.promises.len() < MAX_PROMISES {
+            self.promises.insert(key, Promise { to: asker, at: core.now });
+        }
+        asker
     }
 
     pub(crate) fn on_table(&mut self, core: &mut Core, from: NodeId, table: &Table) {
@@ -115,14 +187,8 @@ impl Home {
         for row in &table.rows {
             merge(&mut known.stripe, row, core.now);
         }
-        if let Recovery::Waiting { asked, stranger, until, .. } = &mut known.recovery {
-            asked.retain(|node| *node != from);
-            let third = table.home != core.me && core.view.member(table.home).is_none();
-            if third && !*stranger {
-                *stranger = true;
-                *until = core.now + STRANGER_WAIT;
-                core.timers.set_by(Timer::Stripe(key), *until);
-            }
+        if let Recovery::Waiting(inquiry) = &mut known.recovery {
+            inquiry.answered(core, key, from, table.home);
         }
         self.finish_recovery(core, key);
         self.serve_soon(core, key);
@@ -132,6 +198,7 @@ impl Home {
     pub(crate) fn on_view_change(&mut self, core: &mut Core, change: &Change) {
         for key in self.keys() {
             for node in &change.gone {
+                self.await_no_longer(core, key, *node);
                 self.forget(core, key, *node);
             }
             let may_have_moved =
@@ -141,10 +208,27 @@ impl Home {
                 self.ask_strangers(core, key);
                 self.wake(core, key);
             } else {
-                self.send_table(core, key, home, home);
+                self.send_table(core, key, home, home, None);
                 self.leave_to(core, key, home);
             }
         }
+    }
+
+    /// The node cannot answer any more; all whom it may have served have to be heard.
+    pub(super) fn await_no_longer(&mut self, core: &mut Core, key: StripeKey, node: NodeId) {
+        let Some(known) = self.stripes.get_mut(&key) else { return };
+        let Recovery::Waiting(inquiry) = &mut known.recovery else { return };
+        let before = inquiry.asked.insert(node, Asked::Answered);
+        if before == Some(Asked::Awaited) {
+            for other in core.view.likely_homes(key, ASKED, MAX_TABLE_ROWS) {
+                if other != node && !inquiry.asked.contains_key(&other) {
+                    inquiry.ask(core, key, other, Asked::Open);
+                }
+            }
+            inquiry.until = core.now + millis(core.config.recovery_wait_ms);
+            inquiry.at_last = inquiry.at_last.max(inquiry.until);
+        }
+        core.timers.set_by(Timer::Stripe(key), core.now);
     }
 
     fn forget(&mut self, core: &mut Core, key: StripeKey, node: NodeId) {
@@ -157,7 +241,7 @@ impl Home {
     /// The home that others named may be known now.
     fn ask_strangers(&mut self, core: &mut Core, key: StripeKey) {
         let Some(known) = self.stripes.get_mut(&key) else { return };
-        if matches!(known.recovery, Recovery::Waiting { stranger: true, .. }) {
+        if matches!(&known.recovery, Recovery::Waiting(inquiry) if inquiry.stranger) {
             known.recovery = Recovery::Due;
             self.begin_recovery(core, key, &[]);
         }
@@ -171,9 +255,11 @@ impl Home {
         }
     }
 
-    fn send_table(&self, core: &mut Core, key: StripeKey, to: NodeId, home: NodeId) {
-        let known = self.stripes.get(&key);
-        let rows = known.into_iter().flat_map(|known| known.stripe.export()).take(MAX_TABLE_ROWS).collect();
+    fn send_table(&self, core: &mut Core, key: StripeKey, to: NodeId, home: NodeId, mine: Option<TableRow>) {
+        let known = self.stripes.get(&key).into_iter().flat_map(|known| known.stripe.export());
+        let mine = mine.filter(|row| row.have | row.pulling | row.leased != 0);
+        let rows = known.filter(|row| mine.is_none_or(|mine| mine.node != row.node));
+        let rows = mine.into_iter().chain(rows).take(MAX_TABLE_ROWS).collect();
         core.send(to, Message::Table(Table { content: key.content, stripe: key.stripe, home, rows }));
     }
 
@@ -189,6 +275,43 @@ impl Home {
         core.timers.cancel(Timer::Stripe(key));
         self.drop_stripe(key);
     }
+}
+
+impl Inquiry {
+    fn ask(&mut self, core: &mut Core, key: StripeKey, node: NodeId, asked: Asked) {
+        self.asked.insert(node, asked);
+        core.send(node, Message::Ask(Ask { content: key.content, stripe: key.stripe }));
+    }
+
+    /// `from` says that `home` is; that one is asked next, or waited for until membership tells of it.
+    fn answered(&mut self, core: &mut Core, key: StripeKey, from: NodeId, home: NodeId) {
+        self.asked.insert(from, Asked::Answered);
+        if home == core.me {
+            return;
+        }
+        if core.view.member(home).is_none() {
+            self.stranger = true;
+        } else if !self.asked.contains_key(&home) && self.asked.len() < 2 * ASKED_IN_FLUX {
+            self.ask(core, key, home, Asked::Awaited);
+        }
+        let until = core.now + millis(core.config.stranger_wait_ms);
+        if self.stranger && self.until < until && self.until < self.at_last {
+            self.until = until.min(self.at_last);
+            core.timers.set_by(Timer::Stripe(key), self.until);
+        }
+    }
+}
+
+/// Whether this node remains home although another asks to be.
+fn keeps(core: &Core, known: &Known, key: StripeKey, asker: NodeId) -> bool {
+    let ranks_above = core.view.outranks(core.me, asker, key);
+    if matches!(&known.recovery, Recovery::Waiting(inquiry) if inquiry.asked.contains_key(&asker)) {
+        // Both are asking, so neither has granted: rank alone decides, for that is the same on both sides.
+        return ranks_above;
+    }
+    // A home that is not settled here would not be found by those who share this view.
+    let settled = core.view.member(asker).is_some_and(|member| core.view.is_settled(member));
+    !settled || ranks_above
 }
 
 /// Takes in a row from another's table, unless the node has spoken for itself.

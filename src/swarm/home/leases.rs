@@ -100,7 +100,7 @@ fn thief(stripe: &Stripe, core: &Core, bit: u8, lessee: RowId) -> Option<RowId> 
     stripe
         .rows()
         .filter(|row| (row.want | row.pulling) >> bit & 1 == 1)
-        .filter(|row| row.node != loser && core.view.is_usable(row.node))
+        .filter(|row| row.node != loser && core.view.is_prompt(row.node))
         .min_by_key(|row| (row.leased.count_ones(), row.node))
         .and_then(|row| stripe.find(row.node))
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 pub(crate) use self::assign::scaled;
 use self::assign::{Grants, RAMP_STEP, assign};
 use self::budget::Budget;
-use self::handover::Recovery;
+use self::handover::{Promise, Recovery};
 pub(crate) use self::stripe::bits;
 use self::stripe::{RowId, Stripe};
 use super::core::Core;
@@ -27,8 +27,9 @@ use crate::wire::{Announce, Answer, Assignment, Failure, LeaseEnd, Message, Redi
 
 /// How often a stripe with leases is looked after: half of the shortest lease deadline.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
-/// An answer that a node has not confirmed for this long is lost.
-const ANSWER_LIFETIME: Duration = Duration::from_secs(1);
+/// An answer that a node has not confirmed for this long is lost. Longer than a node may be late: what was leased in it
+/// is leased again. Where messages are lost, the next answer tells, long before.
+const ANSWER_LIFETIME: Duration = Duration::from_secs(3);
 /// A source that was busy or broken is not offered again for this long: several chunk times of a fast node.
 const SOUR: Duration = Duration::from_millis(50);
 /// Doublings of that for a source found broken again and again without speaking itself: up to 12.8 s, by when
@@ -52,6 +53,7 @@ struct Known {
 pub(crate) struct Home {
     stripes: BTreeMap<StripeKey, Known>,
     budgets: BTreeMap<ContentKey, Budget>,
+    promises: BTreeMap<StripeKey, Promise>,
 }
 
 impl Home {
@@ -105,6 +107,7 @@ impl Home {
     /// The node's connection failed: what it fetches, others may fetch now.
     pub(crate) fn on_peer_lost(&mut self, core: &mut Core, node: NodeId) {
         for key in self.keys() {
+            self.await_no_longer(core, key, node);
             let Some(known) = self.stripes.get_mut(&key) else { continue };
             let Some(row) = known.stripe.find(node) else { continue };
             core.stats.leases_stolen += u64::from(known.stripe.row(row).leased.count_ones());
@@ -309,8 +312,9 @@ fn blame(stripe: &mut Stripe, failure: &Failure, now: Time) {
 /// Drops the assignments that the node has taken in, or that were lost on the way; returns those still on the way.
 fn confirm(stripe: &mut Stripe, id: RowId, seen: u32, now: Time) -> u64 {
     let row = stripe.row_mut(id);
-    // A number ahead of ours is from the time before this table was rebuilt.
-    let seen = if seen > row.answers { row.answers } else { seen };
+    // A number ahead of ours is from the time before this table was rebuilt: counting goes on from there, because
+    // the node takes a lower one for late and drops it.
+    row.answers = row.answers.max(seen);
     row.sent.retain(|sent| sent.number > seen && now.since(sent.at) < ANSWER_LIFETIME);
     row.sent.iter().fold(0, |bits, sent| bits | 1 << sent.bit)
 }
@@ -326,7 +330,14 @@ fn reconcile(stripe: &mut Stripe, id: RowId, want: &Want, pending: u64, now: Tim
         stripe.end_lease(bit);
     }
     for bit in bits(want.pulling & !want.have) {
-        stripe.confirm_pull(bit, id);
+        if want.queued >> bit & 1 == 1 {
+            stripe.postpone_pull(bit, id);
+        } else {
+            stripe.confirm_pull(bit, id);
+        }
+    }
+    for bit in bits(want.leased & leased & !want.have) {
+        stripe.confirm_lease(bit, id);
     }
     for bit in bits(want.leased & !leased & !want.have) {
         // It fetches under the claim of a previous home, or as a last resort.

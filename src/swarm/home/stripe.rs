@@ -120,20 +120,20 @@ impl Stripe {
         &mut self.chunks[usize::from(bit)]
     }
 
-    /// Whether the bytes that `source` passes on come from somewhere: a holder or a lessee, over usable nodes, and not
+    /// Whether the bytes that `source` passes on come from somewhere: a holder or a lessee, over reachable nodes, and not
     /// over `child`, which would close a circle.
     pub(super) fn is_fed(
         &self,
         bit: u8,
         source: RowId,
         child: RowId,
-        is_usable: impl Fn(NodeId) -> bool,
+        is_reachable: impl Fn(NodeId) -> bool,
     ) -> bool {
         let (chunk, mut id) = (self.chunk(bit), source);
         // The books hold no circle; the bound makes the loop's end independent of that.
         for _ in 0..=chunk.pulls.len() {
             let row = self.row(id);
-            if id == child || !is_usable(row.node) {
+            if id == child || !is_reachable(row.node) {
                 return false;
             }
             if (row.have | row.leased) >> bit & 1 == 1 {
@@ -331,12 +331,28 @@ impl Stripe {
         true
     }
 
-    /// The node says it cannot serve this chunk.
+    /// The node said it cannot serve this chunk. If it is only about to receive it, it is a source again as soon as it
+    /// says that it has begun.
     pub(super) fn lacks(&mut self, bit: u8, node: NodeId) {
         let Some(id) = self.find(node) else { return };
         let have = self.row(id).have & !(1 << bit);
         self.set_have(id, have);
         self.chunk_mut(bit).sources.retain(|source| *source != id);
+    }
+
+    /// The node was assigned the pull, but has no room for it yet: nobody can follow it.
+    pub(super) fn postpone_pull(&mut self, bit: u8, child: RowId) {
+        self.confirm_pull(bit, child);
+        if (self.row(child).have | self.row(child).leased) >> bit & 1 == 0 {
+            self.chunk_mut(bit).sources.retain(|source| *source != child);
+        }
+    }
+
+    /// A lease of this table that the lessee has begun: it can be a parent again after it was found lacking.
+    pub(super) fn confirm_lease(&mut self, bit: u8, id: RowId) {
+        if self.chunk(bit).lease.is_some_and(|lease| lease.row == id) {
+            self.add_source(bit, id);
+        }
     }
 
     /// A pull of this table that the node confirms: it can be a parent again after it was found lacking.

@@ -65,6 +65,8 @@ pub(super) struct Asking {
     pub(super) seen: u32,
     /// What the home knows: the last want, and what its answers did since.
     pub(super) told: Status,
+    /// Assigned chunks that somebody asked for before they had begun here: the home is told when they do.
+    pub(super) early: u64,
     pub(super) failures: Vec<Failure>,
     pub(super) ended: Vec<LeaseEnd>,
 }
@@ -76,6 +78,7 @@ pub(super) struct Status {
     pub(super) urgent: u64,
     pub(super) have: u64,
     pub(super) pulling: u64,
+    pub(super) queued: u64,
     pub(super) leased: u64,
     pub(super) room: u8,
     pub(super) grants: u8,
@@ -177,20 +180,22 @@ impl Content {
 
     /// This node's state of one stripe, but for room and grants.
     pub(super) fn status(&self, stripe: StripeIndex, window: Window) -> Status {
-        let (mut pulling, mut leased) = (0u64, 0u64);
+        let (mut pulling, mut queued, mut leased) = (0u64, 0u64, 0u64);
         let range = stripe.chunk(0)..=stripe.chunk(63);
         for (chunk, flight) in self.flights.range(range.clone()) {
             *(if flight.from_origin { &mut leased } else { &mut pulling }) |= 1 << chunk.bit();
         }
         for chunk in self.queued.range(range).map(|(chunk, _)| chunk) {
-            pulling |= 1 << chunk.bit();
+            queued |= 1 << chunk.bit();
         }
+        pulling |= queued;
         let want = window.want & !pulling & !leased;
         Status {
             want,
             urgent: window.urgent & want,
             have: self.have.stripe(stripe),
             pulling,
+            queued,
             leased,
             room: 0,
             grants: 0,
@@ -211,6 +216,11 @@ impl Status {
         let finished = self.want | self.pulling | self.leased == 0 && self.have != told.have;
         let lost = told.have & !self.have != 0;
         asks_more || takes_more || finished || lost
+    }
+
+    /// Chunks of which something may be here to pass on.
+    pub(super) const fn begun(&self) -> u64 {
+        (self.pulling & !self.queued) | self.leased
     }
 
     /// Whether there is any difference worth a message.

@@ -133,7 +133,7 @@ impl Requester {
                 let usable: Vec<_> = candidates
                     .iter()
                     .copied()
-                    .filter(|c| c.node != core.me && core.view.is_usable(c.node))
+                    .filter(|c| c.node != core.me && core.view.is_reachable(c.node))
                     .collect();
                 if usable.is_empty() {
                     for candidate in candidates {
@@ -268,7 +268,7 @@ impl Requester {
         rest: Vec<Candidate>,
         digest: Option<ChunkDigest>,
     ) {
-        let usable: Vec<_> = rest.into_iter().filter(|c| core.view.is_usable(c.node)).collect();
+        let usable: Vec<_> = rest.into_iter().filter(|c| core.view.is_reachable(c.node)).collect();
         let wanted = self.contents.get(&key).is_some_and(|content| content.is_wanted(chunk));
         if wanted && !usable.is_empty() {
             self.start_or_queue(core, key, chunk, Source::Peers { candidates: usable, digest });

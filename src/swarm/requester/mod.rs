@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use self::announce::Announcer;
-use self::content::Content;
+use self::content::{Content, Status, Window};
 use self::flows::Flow;
 use super::core::Core;
 use super::event::{Action, FlowId};
@@ -22,8 +22,8 @@ use super::stats::Stats;
 use super::time::Time;
 use super::timers::Timer;
 use super::view::{Change, StripeKey};
-use crate::content::{ChunkIndex, ChunkSet, ContentKey, Layout, NodeId};
-use crate::wire::Redirect;
+use crate::content::{ChunkIndex, ChunkSet, ContentKey, Layout, NodeId, StripeIndex};
+use crate::wire::{Redirect, TableRow};
 
 /// A node's patience with the last deadlines lies in this range, in percent of the configured one.
 const PATIENCE_PERCENT: RangeInclusive<usize> = 100..=150;
@@ -183,6 +183,22 @@ impl Requester {
         self.contents
             .get(&key)
             .is_some_and(|content| content.have.contains(chunk) || content.flights.contains_key(&chunk))
+    }
+
+    /// Whether a chunk that cannot be served is on its way here; if so its home hears when it has begun.
+    pub(crate) fn asked_too_early(&mut self, key: ContentKey, chunk: ChunkIndex) -> bool {
+        let content = self.contents.get_mut(&key).filter(|content| content.is_wanted(chunk));
+        let asking = content.and_then(|content| content.asking.get_mut(&chunk.stripe()));
+        let Some(asking) = asking else { return false };
+        asking.early |= 1 << chunk.bit();
+        true
+    }
+
+    /// What this node holds and fetches of a stripe, as a home's table has it.
+    pub(crate) fn row(&self, me: NodeId, key: ContentKey, stripe: StripeIndex) -> TableRow {
+        let status = self.contents.get(&key).map(|content| content.status(stripe, Window::default()));
+        let Status { have, pulling, leased, .. } = status.unwrap_or_default();
+        TableRow { node: me, have, pulling, leased }
     }
 
     /// Gauges into the statistics.

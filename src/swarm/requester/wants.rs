@@ -12,7 +12,7 @@ use crate::swarm::core::{Core, millis};
 use crate::swarm::event::Action;
 use crate::swarm::time::Time;
 use crate::swarm::timers::Timer;
-use crate::swarm::view::StripeKey;
+use crate::swarm::view::{Evidence, StripeKey};
 use crate::wire::{Answer, LeaseEnd, LeaseRef, MAX_LEASES, MAX_SUSPECTS, Message, Source, Want};
 
 /// News that nobody waits for may wait this many intervals.
@@ -61,7 +61,8 @@ impl Asking {
     /// When the next want is due: now, later, or not before something changes.
     fn due(&self, core: &Core, status: &Status, home: NodeId, interval: Duration) -> Option<Time> {
         let after = |wait: Duration| self.sent.map_or(core.now, |sent| sent + wait);
-        let news = !self.ended.is_empty() || !self.failures.is_empty() || status.is_news(&self.told);
+        let reported = !self.ended.is_empty() || !self.failures.is_empty();
+        let news = reported || status.is_news(&self.told) || self.early & status.begun() != 0;
         if news {
             let alone = home == core.me && core.view.is_alone();
             return Some(after(if alone { Duration::ZERO } else { interval }));
@@ -111,6 +112,11 @@ impl Requester {
         content.vouched = core.now;
         let Some(asking) = content.asking.get_mut(&answer.stripe) else { return };
         if asking.current_home() == Some(from) {
+            if answer.number <= asking.seen {
+                // Overtaken by a later one: the home was told that what this one brings is lost.
+                core.stats.messages_ignored += 1;
+                return;
+            }
             asking.seen = answer.number;
             asking.deadline = None;
             asking.hops = 0;
@@ -222,7 +228,7 @@ impl Content {
             asking.deadline = None;
             core.stats.want_timeouts += 1;
             if let Some(home) = asking.current_home() {
-                core.suspect(home);
+                core.suspect(home, Evidence::Mute);
             }
         }
         let home = asking.settle_home(core, key);
@@ -271,6 +277,7 @@ impl Content {
 impl Asking {
     fn want(&mut self, core: &Core, key: StripeKey, status: Status) -> Want {
         self.told = status;
+        self.early &= !status.begun();
         self.sent = Some(core.now);
         Want {
             content: key.content,
@@ -279,6 +286,7 @@ impl Asking {
             urgent: status.urgent,
             have: status.have,
             pulling: status.pulling,
+            queued: status.queued,
             leased: status.leased,
             room: status.room,
             grants: status.grants,
