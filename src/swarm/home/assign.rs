@@ -7,10 +7,9 @@
 use std::time::Duration;
 
 use super::budget::Budget;
-use super::stripe::{RowId, Sent, Stripe, bits};
-use crate::content::NodeId;
+use super::stripe::{RowId, Sent, Standing, Stripe, bits};
 use crate::swarm::core::Core;
-use crate::swarm::member::{DEFAULT_CAPACITY, Member};
+use crate::swarm::member::{DEFAULT_CAPACITY, Member, Zone};
 use crate::swarm::rng::mix;
 use crate::swarm::time::Time;
 use crate::wire::{Assignment, Candidate, MAX_CANDIDATES, Source};
@@ -65,6 +64,12 @@ pub(super) fn assign(
     grants: &Grants,
     id: RowId,
 ) -> (Vec<Assignment>, bool) {
+    stripe.judge(core.view.epoch(), |node| Standing {
+        member: core.view.member(node).cloned(),
+        zone: core.view.member(node).map_or(0, |member| fingerprint(&member.zone)),
+        reachable: core.view.is_reachable(node),
+        prompt: core.view.is_prompt(node),
+    });
     let mut assignments = Vec::new();
     let ramping = grants.allowed && lease(stripe, core, budget, grants, id, &mut assignments);
     pull(stripe, core, id, &mut assignments);
@@ -93,7 +98,7 @@ fn lease(
         if row.leased.count_ones() >= limit {
             return ramping;
         }
-        if stripe.chunk(bit).lease.is_some() || !matches!(choose(stripe, core, bit, id), Choice::Nobody) {
+        if stripe.chunk(bit).lease.is_some() || has_source(stripe, bit, id) {
             continue;
         }
         take(stripe, id, bit);
@@ -157,6 +162,11 @@ fn candidates(stripe: &Stripe, bit: u8, sources: &[RowId]) -> Vec<Candidate> {
     sources[..1].iter().map(candidate).chain(fallbacks).take(MAX_CANDIDATES).collect()
 }
 
+/// Whether somebody has the chunk, or gets it from one that has, be it busy or late.
+fn has_source(stripe: &Stripe, bit: u8, child: RowId) -> bool {
+    stripe.chunk(bit).sources.iter().any(|source| stripe.is_fed(bit, *source, child))
+}
+
 /// How good a source is, less being better: late with its answers, in another zone, to be spared, loaded.
 type Score = (bool, bool, bool, u32);
 
@@ -165,7 +175,6 @@ fn choose(stripe: &Stripe, core: &mut Core, bit: u8, child: RowId) -> Choice {
     if chunk.sources.is_empty() {
         return Choice::Nobody;
     }
-    let child_node = stripe.row(child).node;
     let start = core.rng.below(chunk.sources.len());
     let rotated = chunk.sources[start..].iter().chain(&chunk.sources[..start]).copied();
     let (mut anyone, mut scored) = (false, Vec::<(Score, RowId)>::new());
@@ -173,12 +182,11 @@ fn choose(stripe: &Stripe, core: &mut Core, bit: u8, child: RowId) -> Choice {
         if looked >= SAMPLED_SOURCES && anyone {
             break;
         }
-        let is_reachable = |node| core.view.is_reachable(node);
-        if !stripe.is_fed(bit, source, child, is_reachable) {
+        if !stripe.is_fed(bit, source, child) {
             continue;
         }
         anyone = true;
-        scored.extend(score(stripe, core, bit, source, child_node).map(|score| (score, source)));
+        scored.extend(score(stripe, core, bit, source, child).map(|score| (score, source)));
     }
     scored.sort_by_key(|(score, _)| *score);
     match (anyone, scored.is_empty()) {
@@ -189,9 +197,9 @@ fn choose(stripe: &Stripe, core: &mut Core, bit: u8, child: RowId) -> Choice {
 }
 
 /// `None` when the source has no capacity for this requester now.
-fn score(stripe: &Stripe, core: &Core, bit: u8, source: RowId, child_node: NodeId) -> Option<Score> {
+fn score(stripe: &Stripe, core: &Core, bit: u8, source: RowId, child: RowId) -> Option<Score> {
     let (chunk, row) = (stripe.chunk(bit), stripe.row(source));
-    let member = core.view.member(row.node)?;
+    let member = row.standing.member.as_ref()?;
     let complete = row.have >> bit & 1 == 1;
     let spared = complete && (member.seed || chunk.holders == 1);
     let children = chunk.children(source);
@@ -207,10 +215,15 @@ fn score(stripe: &Stripe, core: &Core, bit: u8, source: RowId, child_node: NodeI
     if !open || row.sour_until > core.now {
         return None;
     }
-    let afar = core.view.member(child_node).is_some_and(|child| child.zone != member.zone);
+    let afar = stripe.row(child).standing.zone != row.standing.zone;
     let load = row.serving * 64 * u32::from(DEFAULT_CAPACITY) / u32::from(member.capacity.max(1));
-    let late = !core.view.is_prompt(row.node);
+    let late = !row.standing.prompt;
     Some((late, afar, spared, load + if complete { 0 } else { PARTIAL_HANDICAP }))
+}
+
+/// Zones are compared with every source of every assignment; two that share a fingerprint would only cost preference.
+fn fingerprint(zone: &Zone) -> u64 {
+    zone.as_str().bytes().fold(1, |hash, byte| mix(hash ^ u64::from(byte)))
 }
 
 /// A number meant for a node of usual capacity, for this one; at least 1.

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::content::{ChunkDigest, NodeId, STRIPE_CHUNKS};
+use crate::swarm::member::Member;
 use crate::swarm::time::Time;
 use crate::wire::TableRow;
 
@@ -21,10 +22,24 @@ pub(super) struct Sent {
     pub(super) at: Time,
 }
 
+/// What a view says of a node, kept here because it is asked for with every source of every assignment.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Standing {
+    /// `None`: not a member, as far as this node knows.
+    pub(super) member: Option<Member>,
+    /// Fingerprint of its zone.
+    pub(super) zone: u64,
+    /// Its connection did not break.
+    pub(super) reachable: bool,
+    /// And it is not late either.
+    pub(super) prompt: bool,
+}
+
 /// What the home knows of one node.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
     pub(super) node: NodeId,
+    pub(super) standing: Standing,
     pub(super) have: u64,
     pub(super) want: u64,
     pub(super) urgent: u64,
@@ -88,6 +103,9 @@ pub(super) struct Stripe {
     rows: Vec<Option<Row>>,
     free: Vec<RowId>,
     index: BTreeMap<NodeId, RowId>,
+    /// The epoch of the view that the rows' standings are from, and those of no epoch yet.
+    judged: u64,
+    unjudged: Vec<RowId>,
     chunks: Vec<Chunk>,
     interested: u16,
     /// Rows that want something and have room for it.
@@ -104,6 +122,8 @@ impl Stripe {
             rows: Vec::new(),
             free: Vec::new(),
             index: BTreeMap::new(),
+            judged: 0,
+            unjudged: Vec::new(),
             chunks: (0..STRIPE_CHUNKS).map(|_| Chunk::default()).collect(),
             interested: 0,
             waiting: BTreeSet::new(),
@@ -122,18 +142,12 @@ impl Stripe {
 
     /// Whether the bytes that `source` passes on come from somewhere: a holder or a lessee, over reachable nodes, and not
     /// over `child`, which would close a circle.
-    pub(super) fn is_fed(
-        &self,
-        bit: u8,
-        source: RowId,
-        child: RowId,
-        is_reachable: impl Fn(NodeId) -> bool,
-    ) -> bool {
+    pub(super) fn is_fed(&self, bit: u8, source: RowId, child: RowId) -> bool {
         let (chunk, mut id) = (self.chunk(bit), source);
         // The books hold no circle; the bound makes the loop's end independent of that.
         for _ in 0..=chunk.pulls.len() {
             let row = self.row(id);
-            if id == child || !is_reachable(row.node) {
+            if id == child || !row.standing.reachable {
                 return false;
             }
             if (row.have | row.leased) >> bit & 1 == 1 {
@@ -186,6 +200,7 @@ impl Stripe {
         }
         let row = Row {
             node,
+            standing: Standing::default(),
             have: 0,
             want: 0,
             urgent: 0,
@@ -207,7 +222,25 @@ impl Stripe {
             RowId::try_from(self.rows.len() - 1).unwrap_or(RowId::MAX)
         };
         self.index.insert(node, id);
+        self.unjudged.push(id);
         id
+    }
+
+    /// Takes over what the view of that epoch says of the nodes.
+    pub(super) fn judge(&mut self, epoch: u64, standing: impl Fn(NodeId) -> Standing) {
+        if self.judged == epoch {
+            for id in std::mem::take(&mut self.unjudged) {
+                if let Some(row) = &mut self.rows[id as usize] {
+                    row.standing = standing(row.node);
+                }
+            }
+            return;
+        }
+        self.judged = epoch;
+        self.unjudged.clear();
+        for row in self.rows.iter_mut().flatten() {
+            row.standing = standing(row.node);
+        }
     }
 
     /// Forgets a node: its leases end, its pulls too, and those who pull from it lose their parent.
@@ -408,6 +441,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn reachable(_: NodeId) -> Standing {
+        Standing { reachable: true, ..Standing::default() }
+    }
+
     impl Stripe {
         fn check(&self) {
             let mut serving = BTreeMap::<RowId, u32>::new();
@@ -444,7 +481,8 @@ mod tests {
                     1 => stripe.set_have(row, 0),
                     2 if a != b && stripe.row(row).pulling >> bit & 1 == 0 => {
                         let parent = stripe.ensure(b);
-                        if stripe.is_fed(bit, parent, row, |_| true) {
+                        stripe.judge(0, reachable);
+                        if stripe.is_fed(bit, parent, row) {
                             stripe.begin_pull(bit, row, Some(parent));
                         }
                     }
@@ -467,7 +505,8 @@ mod tests {
         for pair in rows.windows(2) {
             stripe.begin_pull(0, pair[1], Some(pair[0]));
         }
-        let fed = |source: usize, child: usize| stripe.is_fed(0, rows[source], rows[child], |_| true);
+        stripe.judge(0, reachable);
+        let fed = |source: usize, child: usize| stripe.is_fed(0, rows[source], rows[child]);
         assert!(fed(1, 3));
         assert!(!fed(3, 1));
     }
@@ -479,9 +518,12 @@ mod tests {
         stripe.begin_lease(0, rows[0], Time(0));
         stripe.begin_pull(0, rows[1], Some(rows[0]));
         stripe.begin_pull(0, rows[2], Some(rows[1]));
-        assert!(stripe.is_fed(0, rows[2], rows[3], |_| true));
-        assert!(!stripe.is_fed(0, rows[2], rows[3], |node| node != NodeId([1; 16])));
+        stripe.judge(1, reachable);
+        assert!(stripe.is_fed(0, rows[2], rows[3]));
+        stripe.judge(2, |node| Standing { reachable: node != NodeId([1; 16]), ..Standing::default() });
+        assert!(!stripe.is_fed(0, rows[2], rows[3]));
+        stripe.judge(3, reachable);
         stripe.remove(NodeId([0; 16]));
-        assert!(!stripe.is_fed(0, rows[2], rows[3], |_| true));
+        assert!(!stripe.is_fed(0, rows[2], rows[3]));
     }
 }

@@ -162,8 +162,8 @@ impl Requester {
     }
 
     fn neediest(&self, blocked: &BTreeSet<ContentKey>) -> Option<ContentKey> {
-        let waiting = self.contents.iter().filter(|(key, c)| !c.queued.is_empty() && !blocked.contains(key));
-        waiting.min_by_key(|(_, content)| (content.inflight_bytes, content.progressed)).map(|(key, _)| *key)
+        let waiting = self.opened().filter(|(key, c)| !c.queued.is_empty() && !blocked.contains(key));
+        waiting.min_by_key(|(_, content)| (content.inflight_bytes, content.progressed)).map(|(key, _)| key)
     }
 
     /// Takes one assignment out of the content's queue, the reader's first; `false` when none can be started now.

@@ -10,7 +10,7 @@ mod deadlines;
 mod flows;
 mod wants;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use self::announce::Announcer;
@@ -33,6 +33,8 @@ const MAX_HOPS: u8 = 4;
 #[derive(Debug, Default)]
 pub(crate) struct Requester {
     contents: BTreeMap<ContentKey, Content>,
+    /// Those that are read, so that nothing walks over the thousands that are only stored.
+    open: BTreeSet<ContentKey>,
     flows: BTreeMap<FlowId, Flow>,
     next_flow: u64,
     inflight_bytes: u64,
@@ -84,6 +86,7 @@ impl Requester {
         content.have = have;
         if !content.open {
             content.open = true;
+            self.open.insert(key);
             content.progressed = core.now;
             let spread = PATIENCE_PERCENT.end() - PATIENCE_PERCENT.start();
             let percent = PATIENCE_PERCENT.start() + core.rng.below(spread);
@@ -112,6 +115,7 @@ impl Requester {
     pub(crate) fn on_close(&mut self, core: &mut Core, key: ContentKey) {
         let Some(content) = self.contents.get_mut(&key) else { return };
         content.open = false;
+        self.open.remove(&key);
         content.wanted = ChunkSet::new();
         content.cursors.clear();
         content.head = None;
@@ -208,6 +212,10 @@ impl Requester {
         stats.inflight_bytes = self.inflight_bytes;
         stats.queued_assignments = self.contents.values().map(|content| content.queued.len() as u64).sum();
         stats.announcements_pending = self.announcer.pending() as u64;
+    }
+
+    fn opened(&self) -> impl Iterator<Item = (ContentKey, &Content)> {
+        self.open.iter().filter_map(|key| self.contents.get(key).map(|content| (*key, content)))
     }
 
     /// Cancels pulls, and forgets assignments, of chunks that nobody here wants any longer.

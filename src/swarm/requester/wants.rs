@@ -172,7 +172,8 @@ impl Requester {
     /// Assignments this content can start now. Contents that are read at the same time share what is left.
     fn room(&self, core: &Core, key: ContentKey) -> u8 {
         let Some(content) = self.contents.get(&key) else { return 0 };
-        let hungry: Vec<&Content> = self.contents.values().filter(|content| content.is_hungry()).collect();
+        let open = self.opened().map(|(_, content)| content);
+        let hungry: Vec<&Content> = open.filter(|content| content.is_hungry()).collect();
         let share = core.config.inflight_bytes / (hungry.len() as u64).max(1);
         let free = core.config.inflight_bytes.saturating_sub(self.inflight_bytes);
         let reserved: u64 = hungry
