@@ -141,6 +141,7 @@ impl Flow {
             let mut body = self.of_origin(self.open.source.read(range)).await?;
             while at < self.len() {
                 let Some(piece) = self.of_origin(body.next().map(Option::transpose)).await? else { break };
+                self.open.took_in(piece.len());
                 at = self.flight.append(Provenance::Origin, at, piece);
                 self.meter.received(at);
             }
@@ -187,6 +188,7 @@ impl Flow {
             if read == 0 {
                 return Err(FlowError::Broken("the stream ended early".into()));
             }
+            self.open.took_in(read);
             for piece in pieces.drain(..) {
                 let next = at.saturating_add(u32::try_from(piece.len()).unwrap_or(u32::MAX));
                 self.flight.append(Provenance::Peer, at, piece);

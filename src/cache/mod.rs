@@ -337,6 +337,12 @@ impl Content {
         self.open.progress()
     }
 
+    /// Bytes that came in since the content was opened, of whole chunks and of parts of chunks.
+    #[must_use]
+    pub fn taken_in(&self) -> u64 {
+        self.open.taken_in()
+    }
+
     /// Puts the sealed content at `destination`.
     ///
     /// # Errors

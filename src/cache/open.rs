@@ -66,6 +66,8 @@ struct Tally {
     local: AtomicU64,
     from_peers: AtomicU64,
     from_origin: AtomicU64,
+    /// Bytes that came in, of chunks that are whole or not.
+    taken_in: AtomicU64,
     provenance: Mutex<BTreeMap<ChunkIndex, Provenance>>,
 }
 
@@ -220,6 +222,16 @@ impl Open {
 
     pub(super) fn outcome(&self) -> watch::Receiver<Outcome> {
         self.outcome.subscribe()
+    }
+
+    /// Counts bytes that a flow brought, before their chunk is whole.
+    pub(super) fn took_in(&self, bytes: usize) {
+        self.tally.taken_in.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes that came in since the content was opened. Grows with every one of them, where [`Progress`] grows by chunks.
+    pub(super) fn taken_in(&self) -> u64 {
+        self.tally.taken_in.load(Ordering::Relaxed)
     }
 
     /// A flow begins to bring a chunk.

@@ -304,8 +304,8 @@ impl Shared {
         stat.sealed.then_some(stat.size)
     }
 
-    /// The first bytes of a body. While others of its content arrive, the wait goes on: a slow origin is not a dead
-    /// one, and the last chunk of a blob waits for all before it.
+    /// The first bytes of a body. While bytes of its content come in, the wait goes on: a slow origin is not a dead one,
+    /// what a peer sends is shown when its chunk is whole, and the last chunk of a blob waits for all before it.
     async fn first_piece(
         &self,
         content: &Content,
@@ -313,13 +313,13 @@ impl Shared {
         asked_at: Instant,
     ) -> Result<Bytes, Refusal> {
         loop {
-            let before = content.progress().done();
+            let before = content.taken_in();
             match tokio::time::timeout(self.first_byte_deadline, reader.next()).await {
                 Ok(Some(piece)) => return Ok(piece?),
                 // A range that is not empty yields at least one piece.
                 Ok(None) => return Err(Refusal::TooSlow { waited: asked_at.elapsed() }),
                 Err(_) => {
-                    let has_moved = content.progress().done() > before;
+                    let has_moved = content.taken_in() > before;
                     if !has_moved || asked_at.elapsed() > FIRST_BYTE_PATIENCE {
                         return Err(Refusal::TooSlow { waited: asked_at.elapsed() });
                     }

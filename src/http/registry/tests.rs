@@ -327,6 +327,24 @@ async fn an_origin_that_does_not_answer_is_a_404_in_time() {
     }
 }
 
+#[tokio::test]
+async fn an_origin_that_is_slow_is_waited_for_while_bytes_come() {
+    // One chunk: nothing of it may go out before the whole is verified.
+    let config = Bytes::from(vec![7; CHUNK_BYTES as usize]);
+    let (theirs, digest) = (config.clone(), digest_of(&config).to_string());
+    let stub = Stub::start(move |seen| {
+        let reply = Reply::ranged(seen, &theirs);
+        let pause = Duration::from_millis(if seen.method == "GET" { 250 } else { 0 });
+        if seen.target.ends_with(&digest) { Reply { pause, ..reply } } else { Reply::status(404) }
+    })
+    .await;
+    // Half of what the body takes, and four times what is between its pieces.
+    let impatient = Config { first_byte_deadline_ms: 1_000, ..plain() };
+    let mirror = Node::new(&impatient, vec![stub.config()]);
+    let got = get(&mirror, &blob_target(&config)).await;
+    assert_eq!((got.status, got.body), (200, Ok(config)));
+}
+
 #[test]
 fn what_a_client_accepts_is_passed_on_whole() {
     let accepts = |lines: &[&str]| {

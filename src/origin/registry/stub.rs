@@ -45,11 +45,13 @@ pub struct Reply {
     pub body: Bytes,
     /// Close the connection after this many bytes of the body.
     pub cut: Option<usize>,
+    /// Pause after each eighth of the body.
+    pub pause: Duration,
 }
 
 impl Reply {
     pub fn status(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: Bytes::new(), cut: None }
+        Self { status, headers: Vec::new(), body: Bytes::new(), cut: None, pause: Duration::ZERO }
     }
 
     pub fn ok(body: impl Into<Bytes>) -> Self {
@@ -88,7 +90,16 @@ impl Reply {
             response = response.header("content-length", self.body.len());
         }
         let sent = self.body.slice(..self.cut.unwrap_or(self.body.len()));
-        let data = stream::iter((!is_head).then_some(Ok(Frame::data(sent))));
+        let pause = self.pause;
+        let step = if pause.is_zero() { sent.len() } else { sent.len().div_ceil(8) }.max(1);
+        let starts = if is_head { 0..0 } else { 0..sent.len() }.step_by(step);
+        let data = stream::iter(starts).then(move |start| {
+            let piece = sent.slice(start..sent.len().min(start + step));
+            async move {
+                tokio::time::sleep(pause).await;
+                Ok(Frame::data(piece))
+            }
+        });
         let is_cut = !is_head && self.cut.is_some();
         let cut = stream::iter(is_cut.then_some(())).then(|()| async {
             // What was sent before must be on its way first.
