@@ -8,15 +8,26 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from rig.processes import Process, run
 
+DELAY = Path(__file__).parent / "delay.py"
+
 MTU_BYTES = 9001
 """A VPC's jumbo frame: the path MTU that peers find on EC2."""
+
+
+BURST_BYTES = 128 << 10
+"""Two whole GSO batches: a shaper with less room than one drops what it should delay."""
+
+QUEUE_S = 0.05
+"""What waits at a link before packets are dropped. Deep enough for a few batches at the lowest rate."""
 
 
 def prefix() -> str:
@@ -27,10 +38,12 @@ def prefix() -> str:
 class Machine:
     """One network namespace with an address on the bridge."""
 
-    def __init__(self, namespace: str, name: str, address: str) -> None:
+    def __init__(self, namespace: str, name: str, address: str, bridge: str, port: str) -> None:
         self.namespace = namespace
         self.name = name
         self.address = address
+        self._bridge = bridge
+        self._port = port
 
     def argv(self, argv: Sequence[str]) -> list[str]:
         # `ip netns exec` gives the command a mount namespace too: what containerd mounts ends with containerd.
@@ -63,6 +76,55 @@ class Machine:
     def unlimit_egress(self) -> None:
         run(["tc", "-n", self.namespace, "qdisc", "del", "dev", "eth0", "root"], check=False)
 
+    def shape(self, up_mbit: float, down_mbit: float) -> None:
+        """A link of these rates: what the machine sends waits at its own end, what it receives at the bridge's."""
+        _shape(self.namespace, "eth0", up_mbit)
+        _shape(self._bridge, self._port, down_mbit)
+
+    def shape_towards(self, rates_mbit: Mapping[str, float], total_mbit: float) -> None:
+        """Caps what this machine sends to each address, and to all of them together."""
+        _shape(self.namespace, "eth0", total_mbit)
+        for number, (address, rate) in enumerate(rates_mbit.items(), start=16):
+            _add_class(self.namespace, "eth0", "1:1", f"1:{number:x}", rate)
+            match = ["u32", "match", "ip", "dst", f"{address}/32", "flowid", f"1:{number:x}"]
+            here = ["tc", "-n", self.namespace, "filter", "add", "dev", "eth0", "parent", "1:", "protocol", "ip"]
+            run([*here, "prio", "1", *match])
+
+    def drop_from(self, addresses: Sequence[str]) -> None:
+        """Loses every packet that comes from `addresses`, without a word to either side."""
+        for address in addresses:
+            self.run(["iptables", "-A", "INPUT", "-s", address, "-j", "DROP"])
+
+    def drop_nothing(self) -> None:
+        self.run(["iptables", "-F", "INPUT"])
+
+    def send_whole_frames(self) -> None:
+        """No offloads: what leaves is as it would be on a wire."""
+        self.run([sys.executable, str(DELAY), "whole", "eth0"])
+
+    def lengthen_cable(self, delay_s: float, log: Path) -> Process:
+        """Every frame to and from this machine takes so much longer, until the process ends and with it the link.
+
+        All who talk to it must `send_whole_frames`.
+        """
+        here = ["ip", "-n", self._bridge, "link"]
+        near, far = f"near-{self._port}", f"far-{self._port}"
+        run([*here, "add", near, "mtu", str(MTU_BYTES), "type", "veth", "peer", "name", far, "mtu", str(MTU_BYTES)])
+        run([*here, "set", far, "master", "br0", "up"])
+        run([*here, "set", near, "up"])
+        run([*here, "set", self._port, "nomaster"])
+        cable = [sys.executable, str(DELAY), "cable", self._port, near, str(delay_s)]
+        return Process(["ip", "netns", "exec", self._bridge, *cable], log)
+
+    def round_trip_s(self, url: str) -> float:
+        """The median of ten TCP handshakes with the server of `url`."""
+        curl = ["curl", "-s", "-o", "/dev/null", "--noproxy", "*", "-w", "%{time_connect}", url]
+        return statistics.median(float(self.run(curl).stdout) for _ in range(10))
+
+    def sent_bytes(self) -> int:
+        """What left through the link, headers included."""
+        return int(self.run(["cat", "/sys/class/net/eth0/statistics/tx_bytes"]).stdout)
+
 
 class Network:
     """The bridge and the machines on it."""
@@ -85,7 +147,7 @@ class Network:
         run(["ip", "-n", self._bridge, "link", "set", port, "master", "br0", "up"])
         run(["ip", "-n", namespace, "address", "add", f"{address}/24", "dev", "eth0"])
         run(["ip", "-n", namespace, "link", "set", "eth0", "up"])
-        return Machine(namespace, name, address)
+        return Machine(namespace, name, address, self._bridge, port)
 
     def close(self) -> None:
         for namespace in reversed(self._namespaces):
@@ -102,3 +164,24 @@ class Network:
         self._namespaces.append(namespace)
         run(["ip", "-n", namespace, "link", "set", "lo", "up"])
         return namespace
+
+
+def _shape(namespace: str, device: str, mbit: float) -> None:
+    run(["tc", "-n", namespace, "qdisc", "del", "dev", device, "root"], check=False)
+    run(["tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "handle", "1:", "htb", "default", "2"])
+    run(["tc", "-n", namespace, "class", "add", "dev", device, "parent", "1:", *_class("1:1", mbit)])
+    _add_class(namespace, device, "1:1", "1:2", mbit)
+
+
+def _add_class(namespace: str, device: str, parent: str, classid: str, mbit: float) -> None:
+    here = ["tc", "-n", namespace]
+    run([*here, "class", "add", "dev", device, "parent", parent, *_class(classid, mbit)])
+    # A queue counted in packets would hold a thousand batches.
+    limit = max(int(mbit * 1e6 / 8 * QUEUE_S), 4 * BURST_BYTES)
+    run([*here, "qdisc", "add", "dev", device, "parent", classid, "bfifo", "limit", str(limit)])
+
+
+def _class(classid: str, mbit: float) -> list[str]:
+    rate = f"{mbit * 1000:.0f}kbit"
+    burst = ["burst", str(BURST_BYTES), "cburst", str(BURST_BYTES), "quantum", "65536"]
+    return ["classid", classid, "htb", "rate", rate, "ceil", rate, *burst]
