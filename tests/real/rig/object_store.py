@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Request:
-    """One request and what was sent for it. `bytes` is the body."""
+    """One request and what was sent for it. `bytes` is the body, `at` when it came, where the log says so."""
 
     method: str
     path: str
@@ -27,6 +27,7 @@ class Request:
     client: str
     status: int
     bytes: int
+    at: float = 0.0
 
     def object_bytes(self) -> int:
         """The bytes of an object that this response carried: listings and errors carry none."""
