@@ -106,6 +106,10 @@ class Cluster:
         self._ends.callback(made.close)
         return made
 
+    def on_close(self, end: Callable[[], object]) -> None:
+        """Has `end` called before what was started earlier ends."""
+        self._ends.callback(end)
+
     def wait_until_joined(self) -> None:
         wait_until_joined(self._joined)
 
