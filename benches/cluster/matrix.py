@@ -1,0 +1,223 @@
+"""Which scenarios are played how often, and what is kept of each.
+
+A run on a machine that was less than a fifth idle says more about the machine than about the links: it is played again,
+twice at most, and marked when it stays so.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rig import scenarios
+from rig.blob_origin import Pace
+from rig.cluster import Cluster
+from rig.links import Links
+from rig.scenarios import Played
+from rig.swarm import Goodput, Pull, Run, Swarm
+
+ORIGIN_SHARE = 5
+"""A link carries this many times what the origin gives one node: 25 Gbit/s against S3's 5."""
+
+ORIGIN_FIRST_BYTE_S = 0.03
+"""What the simulation's origin takes on average."""
+
+IDLE_WANTED = 0.2
+RETRIES = 2
+FAULTS_AT = 8
+"""Nodes that the faults are played with, if that many are measured, else with the largest cluster below."""
+
+FIRST_BYTE_NODES = 4
+FIRST_BYTE_LAYERS = 40
+FIRST_BYTE_LAYER_BYTES = 512 << 10
+CABLE_S = 0.02
+ADMIN_PORT = 5102
+
+
+@dataclass(frozen=True)
+class Plan:
+    nodes: list[int]
+    size: int
+    chunk_bytes: int
+    mbit: float
+    total_mbit: float
+    repetitions: int
+    only: str
+    directory: Path
+
+    def links(self, nodes: int) -> Links:
+        mbit = min(self.mbit, self.total_mbit / nodes)
+        return Links(up=mbit, down=mbit, origin_node=mbit / ORIGIN_SHARE)
+
+    def wants(self, name: str) -> bool:
+        return self.only in name
+
+
+def measure(plan: Plan) -> dict:
+    result: dict = {
+        "machine": f"{platform.processor() or platform.machine()}, Linux {platform.release()}",
+        "size": plan.size,
+        "chunk_bytes": plan.chunk_bytes,
+        "links": [],
+        "rows": [],
+        "first_bytes": None,
+        "progress": [],
+    }
+    for nodes in plan.nodes:
+        with swarm(plan, nodes) as made:
+            goodput = made.goodput()
+            links = goodput.links(made.links)
+            result["links"].append(_links(nodes, made, goodput))
+            note(f"N={nodes}: a link carries {goodput.tcp:.1f} Mbit/s of TCP, {goodput.quic:.1f} of QUIC")
+            for scenario in scenarios.HEALTHY:
+                _repeat(plan, result, nodes, scenario, made, links)
+    if plan.wants("first byte"):
+        with swarm(plan, FIRST_BYTE_NODES) as made:
+            result["first_bytes"] = first_bytes(made)
+    faulty = max((nodes for nodes in plan.nodes if nodes <= FAULTS_AT), default=plan.nodes[0])
+    with swarm(plan, faulty) as made:
+        links = made.goodput().links(made.links)
+        for scenario in scenarios.FAULTS:
+            _repeat(plan, result, faulty, scenario, made, links)
+    return result
+
+
+@contextmanager
+def swarm(plan: Plan, nodes: int):
+    directory = Path(tempfile.mkdtemp(prefix="wl-", dir=plan.directory))
+    cluster = Cluster(tag=f"n{nodes}", directory=directory, logs=directory / "logs")
+    try:
+        made = Swarm(cluster, nodes, plan.links(nodes), plan.size, plan.chunk_bytes)
+        made.pace(Pace(first_byte_s=ORIGIN_FIRST_BYTE_S))
+        yield made
+    finally:
+        cluster.close()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def first_bytes(made: Swarm) -> dict:
+    """Medians: straight from the origin, cold through the mirror, from a peer; the last in round trips too.
+
+    Round trips are counted with a content of one piece over a cable so long that nothing else takes time.
+    """
+    first, second, *_ = made.machines
+    image = made.make([FIRST_BYTE_LAYER_BYTES] * FIRST_BYTE_LAYERS)
+    origin = f"http://{made.origin.host}"
+    direct, mirrored = [], []
+    for layer in range(FIRST_BYTE_LAYERS):
+        direct += made.first_bytes_s(image, [layer], first, origin)
+        mirrored += made.first_bytes_s(image, [layer], first)
+    peer = made.first_bytes_s(image, range(FIRST_BYTE_LAYERS), second)
+    more = [through - straight for through, straight in zip(mirrored, direct, strict=True)]
+    note(f"first byte: direct {statistics.median(direct)}, mirror {statistics.median(mirrored)}, peer {statistics.median(peer)}")
+    far = _round_trips(made)
+    return {
+        "direct_ms": 1e3 * statistics.median(direct),
+        "mirror_ms": 1e3 * statistics.median(mirrored),
+        "more_ms": 1e3 * statistics.median(more),
+        "more_worst_ms": 1e3 * max(more),
+        "peer_ms": 1e3 * statistics.median(peer),
+        "peer_round_trips": statistics.median(far),
+        "peer_round_trips_least": min(far),
+    }
+
+
+def _round_trips(made: Swarm) -> list[float]:
+    first, second, *_ = made.machines
+    image = made.make([1 << 10] * FIRST_BYTE_LAYERS)
+    made.first_bytes_s(image, range(FIRST_BYTE_LAYERS), second)
+    cable = made.lengthen_cable(first.name, CABLE_S)
+    try:
+        round_trip_s = first.round_trip_s(f"http://{second.address}:{ADMIN_PORT}/healthz")
+        taken = made.first_bytes_s(image, range(FIRST_BYTE_LAYERS), first)
+    finally:
+        cable.terminate()
+    return [seconds / round_trip_s for seconds in taken]
+
+
+def _repeat(
+    plan: Plan, result: dict, nodes: int, scenario: Callable[[Swarm, Links], Played], made: Swarm, links: Links
+) -> None:
+    name = scenario.__name__.replace("_", " ")
+    if not plan.wants(name):
+        return
+    for repetition in range(plan.repetitions):
+        # Other joins each time.
+        play = partial(scenario, seed=repetition) if scenario is scenarios.staggered else scenario
+        for _ in range(1 + RETRIES):
+            played = play(made, links)
+            if played.run.idle >= IDLE_WANTED:
+                break
+        row = _row(name, nodes, repetition, played)
+        result["rows"].append(row)
+        if repetition == 0:
+            result["progress"].append(_progress(name, nodes, played))
+        marks = "" if row["explained"] and not row["failures"] else "  <-- not explained"
+        note(
+            f"N={nodes} {name} {repetition + 1}/{plan.repetitions}: {row['last_s']:.2f} s, ÷ bound "
+            f"{row['over_bound']:.3f}, origin {row['origin_ratio']:.4f}, idle {row['idle']:.0%}{marks}"
+        )
+
+
+def _row(name: str, nodes: int, repetition: int, played: Played) -> dict:
+    run = played.run
+    judged = [pull for pull in run.pulls if pull.node in played.judged and pull.seconds]
+    return {
+        "scenario": name,
+        "nodes": nodes,
+        "repetition": repetition,
+        "last_s": run.last_s(played.judged),
+        "bound_s": played.bound_s,
+        "over_bound": played.over_bound(),
+        "median_node_s": statistics.median([pull.seconds for pull in judged]) if judged else None,
+        "origin_ratio": run.origin_ratio(),
+        "most": played.most,
+        "explained": run.origin_ratio() <= played.most,
+        "asked_twice": sorted(run.asked_twice()),
+        "requests": len(run.requests),
+        "failures": played.failures(),
+        "idle": run.idle,
+        "first_byte_ms": 1e3 * statistics.median([pull.first_byte_s for pull in judged]) if judged else None,
+        "longest_stall_ms": 1e3 * max((pull.longest_stall_s for pull in judged), default=0.0),
+        "in_order_later": _in_order_later(run, judged),
+        "counters": {kind: value for kind, value in run.counters.items() if value},
+    }
+
+
+def _in_order_later(run: Run, pulls: list[Pull]) -> float | None:
+    """By how much of its time the reader ended after its daemon had everything in whatever order; the median node."""
+    later = [pull.seconds / held - 1 for pull in pulls if (held := pull.held_all_s(run.size))]
+    return statistics.median(later) if later else None
+
+
+def _progress(name: str, nodes: int, played: Played) -> dict:
+    lines = {
+        pull.node: [(round(pull.joined_s + at, 3), read, held) for at, read, held in pull.samples]
+        + ([(round(pull.joined_s + pull.seconds, 3), pull.read, played.run.size)] if pull.seconds else [])
+        for pull in played.run.pulls
+    }
+    return {"scenario": name, "nodes": nodes, "bound_s": played.bound_s, "lines": lines}
+
+
+def _links(nodes: int, made: Swarm, goodput: Goodput) -> dict:
+    return {
+        "nodes": nodes,
+        "set_mbit": made.links.up,
+        "tcp_mbit": goodput.tcp,
+        "quic_mbit": goodput.quic,
+        "origin_set_mbit": made.links.origin_node,
+        "origin_mbit": goodput.origin,
+    }
+
+
+def note(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
