@@ -170,12 +170,12 @@ def _repeat(
 
 def _row(name: str, nodes: int, repetition: int, played: Played) -> dict:
     run = played.run
-    judged = [pull for pull in run.pulls if pull.node in played.judged and pull.seconds]
+    judged = [pull for pull in run.pulls if pull.node in played.timed and pull.seconds]
     return {
         "scenario": name,
         "nodes": nodes,
         "repetition": repetition,
-        "last_s": run.last_s(played.judged),
+        "last_s": run.last_s(played.timed),
         "bound_s": played.bound_s,
         "over_bound": played.over_bound(),
         "median_node_s": statistics.median([pull.seconds for pull in judged]) if judged else None,
@@ -201,7 +201,8 @@ def _in_order_later(run: Run, pulls: list[Pull]) -> float | None:
 
 def _progress(name: str, nodes: int, played: Played) -> dict:
     lines = {
-        pull.node: [(round(pull.joined_s + at, 3), read, held) for at, read, held in pull.samples]
+        pull.node: [(round(pull.joined_s, 3), 0, 0)]
+        + [(round(pull.joined_s + at, 3), read, held) for at, read, held in pull.samples]
         + ([(round(pull.joined_s + pull.seconds, 3), pull.read, played.run.size)] if pull.seconds else [])
         for pull in played.run.pulls
     }

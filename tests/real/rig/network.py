@@ -121,10 +121,6 @@ class Machine:
         curl = ["curl", "-s", "-o", "/dev/null", "--noproxy", "*", "-w", "%{time_connect}", url]
         return statistics.median(float(self.run(curl).stdout) for _ in range(10))
 
-    def sent_bytes(self) -> int:
-        """What left through the link, headers included."""
-        return int(self.run(["cat", "/sys/class/net/eth0/statistics/tx_bytes"]).stdout)
-
 
 class Network:
     """The bridge and the machines on it."""

@@ -28,7 +28,8 @@ THROTTLE_S = 3.0
 STALL_S = 30.0
 """A body that stands still for longer than anybody waits."""
 
-SLOW_BY = 5.0
+SLOW_BY = 5
+USUAL_CAPACITY = 10
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,11 @@ class Played:
     name: str
     run: Run
     bound_s: float
-    """Seconds that the last of `judged` needs at least, had nothing gone wrong."""
+    """Seconds that the last of `timed` needs at least, had nothing gone wrong."""
     judged: list[str]
     """The nodes whose pulls must succeed."""
+    timed: list[str]
+    """Those of them whose end is compared with the bound."""
     most: float
     """The most that the origin may send, in contents."""
 
@@ -48,7 +51,7 @@ class Played:
         return self.run.failures(but=[pull.node for pull in self.run.pulls if pull.node not in self.judged])
 
     def over_bound(self) -> float:
-        return self.run.last_s(self.judged) / self.bound_s
+        return self.run.last_s(self.timed) / self.bound_s
 
 
 Scenario = Callable[[Swarm, Links], Played]
@@ -69,14 +72,14 @@ def staggered(swarm: Swarm, links: Links, seed: int = 1) -> Played:
         joins.append(joins[-1] + numbers.expovariate(count / span_s))
     bounds = staggered_bounds_s(swarm.size, joins, links)
     last = max(join + bound for join, bound in zip(joins, bounds, strict=True))
-    return Played("staggered", swarm.run(joins_s=joins), last, swarm.names, 1.0)
+    return Played("staggered", swarm.run(joins_s=joins), last, swarm.names, swarm.names, 1.0)
 
 
 def warm_seed(swarm: Swarm, links: Links) -> Played:
     """One node has everything, the others want it."""
     seed, *others = swarm.names
     run = swarm.run(image=swarm.warm(seed), pulling=others)
-    return Played("one warm node", run, burst_bound_s(swarm.size, len(others), links, warm=1), others, 0.0)
+    return Played("one warm node", run, burst_bound_s(swarm.size, len(others), links, warm=1), others, others, 0.0)
 
 
 def fetcher_killed(swarm: Swarm, links: Links) -> Played:
@@ -101,7 +104,8 @@ def holder_stopped(swarm: Swarm, links: Links) -> Played:
 
     run = swarm.run(during=happen)
     swarm.wait_until_settled()
-    return _played("a holder stands still", swarm, run, links, lost=LEASES_OF_A_NODE)
+    played = _played("a holder stands still", swarm, run, links, lost=LEASES_OF_A_NODE)
+    return replace(played, timed=swarm.names[1:])
 
 
 def partitioned(swarm: Swarm, links: Links) -> Played:
@@ -124,16 +128,17 @@ def partitioned(swarm: Swarm, links: Links) -> Played:
 
 
 def quarter_slow(swarm: Swarm, links: Links) -> Played:
-    """A quarter of the nodes have a fifth of the rate. The others must not wait for them."""
-    slow = swarm.names[-max(len(swarm.names) // 4, 1) :]
-    set_to = swarm.links
-    swarm.shape(set_to, slow, SLOW_BY)
-    run = swarm.run()
-    swarm.shape(set_to)
-    fast = [name for name in swarm.names if name not in slow]
-    played = _played("a quarter is slow", swarm, run, links)
-    # What the fast ones need of each other; that the slow ones send as well only helps.
-    return replace(played, judged=fast, bound_s=burst_bound_s(swarm.size, len(fast), links))
+    """A quarter of the nodes have a fifth of the rate, and say so (`node.capacity`). The others must not wait for them."""
+    slow = _slow(swarm)
+    swarm.tell_capacity(slow, USUAL_CAPACITY // SLOW_BY)
+    played = _quarter_slow("a quarter is slow", swarm, links)
+    swarm.tell_capacity(slow, USUAL_CAPACITY)
+    return played
+
+
+def quarter_secretly_slow(swarm: Swarm, links: Links) -> Played:
+    """The same, and nobody was told."""
+    return _quarter_slow("a quarter is slow, untold", swarm, links)
 
 
 def capped_origin(swarm: Swarm, links: Links) -> Played:
@@ -191,6 +196,7 @@ FAULTS: tuple[Scenario, ...] = (
     holder_stopped,
     partitioned,
     quarter_slow,
+    quarter_secretly_slow,
     capped_origin,
     capped_streams,
     throttled_origin,
@@ -205,7 +211,21 @@ FAULTS: tuple[Scenario, ...] = (
 def _played(name: str, swarm: Swarm, run: Run, links: Links, lost: int = 0) -> Played:
     """For a burst in which so many chunks may have to be fetched again."""
     bound = burst_bound_s(swarm.size, len(swarm.machines), links)
-    return Played(name, run, bound, swarm.names, 1.0 + lost / swarm.chunks)
+    return Played(name, run, bound, swarm.names, swarm.names, 1.0 + lost / swarm.chunks)
+
+
+def _slow(swarm: Swarm) -> list[str]:
+    return swarm.names[-max(len(swarm.names) // 4, 1) :]
+
+
+def _quarter_slow(name: str, swarm: Swarm, links: Links) -> Played:
+    slow, set_to = _slow(swarm), swarm.links
+    swarm.shape(set_to, slow, SLOW_BY)
+    run = swarm.run()
+    swarm.shape(set_to)
+    fast = [node for node in swarm.names if node not in slow]
+    # What the fast ones need of each other; that the slow ones send as well only helps.
+    return replace(_played(name, swarm, run, links), timed=fast, bound_s=burst_bound_s(swarm.size, len(fast), links))
 
 
 def _killed(name: str, swarm: Swarm, links: Links, of: Callable) -> Played:
@@ -220,7 +240,7 @@ def _killed(name: str, swarm: Swarm, links: Links, of: Callable) -> Played:
     run = swarm.run(during=happen)
     swarm.restart(*victims)
     others = [node for node in swarm.names if node not in victims]
-    return replace(_played(name, swarm, run, links, lost=LEASES_OF_A_NODE), judged=others)
+    return replace(_played(name, swarm, run, links, lost=LEASES_OF_A_NODE), judged=others, timed=others)
 
 
 def _sick(name: str, swarm: Swarm, links: Links, *faults: Fault, for_s: float | None = None) -> Played:
