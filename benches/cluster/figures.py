@@ -15,6 +15,7 @@ FONT = "font-family='system-ui, sans-serif' font-size='12'"
 PROGRESS = ["cold burst", "staggered", "warm seed", "home killed", "holder stopped", "partitioned"]
 HEALTHY = ["cold burst", "staggered", "warm seed"]
 MIB = 1 << 20
+LEGEND_Y = 24
 
 
 class Panel:
@@ -108,11 +109,13 @@ def scaling(result: dict) -> str:
     for panel, measure in ((over, "over_bound"), (ratio, "origin_ratio")):
         panel.along((at, f"N = {nodes}") for at, nodes in enumerate(counts, start=1))
         for number, name in enumerate(HEALTHY):
-            _series(panel, groups, counts, name, measure, COLOURS[number], number)
+            _series(panel, groups, counts, name, measure, COLOURS[number])
+    for number, name in enumerate(HEALTHY):
+        ratio.text(ratio.x(0) + 95 * number, LEGEND_Y, name, colour=COLOURS[number], weight="600")
     return _picture([over, ratio], 2, "Each dot one run, each line the median")
 
 
-def _series(panel: Panel, groups: dict, counts: list, name: str, measure: str, colour: str, number: int) -> None:
+def _series(panel: Panel, groups: dict, counts: list, name: str, measure: str, colour: str) -> None:
     points = []
     for at, nodes in enumerate(counts, start=1):
         values = [row[measure] for row in groups.get((name, nodes), [])]
@@ -122,8 +125,6 @@ def _series(panel: Panel, groups: dict, counts: list, name: str, measure: str, c
             points.append((at, statistics.median(values)))
     if points:
         panel.line(points, colour, 1.6)
-    x = panel.x(panel._right_value) - 80
-    panel.text(x, panel._top + 12 + 15 * number, name, colour=colour)
 
 
 def _place(number: int, columns: int) -> tuple[float, float]:
@@ -137,7 +138,7 @@ def _picture(panels: list[Panel], columns: int, caption: str) -> str:
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' width='{width}' height='{height}' {FONT}>\n"
         f"<rect width='{width}' height='{height}' fill='white'/>\n"
-        f"<text x='50' y='24' fill='{PALE}'>{escape(caption)}</text>\n{parts}\n</svg>\n"
+        f"<text x='50' y='{LEGEND_Y}' fill='{PALE}'>{escape(caption)}</text>\n{parts}\n</svg>\n"
     )
 
 

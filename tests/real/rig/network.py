@@ -84,8 +84,10 @@ class Machine:
     def shape_towards(self, rates_mbit: Mapping[str, float], total_mbit: float) -> None:
         """Caps what this machine sends to each address, and to all of them together."""
         _shape(self.namespace, "eth0", total_mbit)
+        # What a class is assured of it may send although its parent has sent all it may: no more than its share.
+        share = total_mbit / len(rates_mbit)
         for number, (address, rate) in enumerate(rates_mbit.items(), start=16):
-            _add_class(self.namespace, "eth0", "1:1", f"1:{number:x}", rate)
+            _add_class(self.namespace, "eth0", "1:1", f"1:{number:x}", rate, assured_mbit=min(rate, share))
             match = ["u32", "match", "ip", "dst", f"{address}/32", "flowid", f"1:{number:x}"]
             here = ["tc", "-n", self.namespace, "filter", "add", "dev", "eth0", "parent", "1:", "protocol", "ip"]
             run([*here, "prio", "1", *match])
@@ -169,15 +171,17 @@ def _shape(namespace: str, device: str, mbit: float) -> None:
     _add_class(namespace, device, "1:1", "1:2", mbit)
 
 
-def _add_class(namespace: str, device: str, parent: str, classid: str, mbit: float) -> None:
+def _add_class(
+    namespace: str, device: str, parent: str, classid: str, mbit: float, assured_mbit: float | None = None
+) -> None:
     here = ["tc", "-n", namespace]
-    run([*here, "class", "add", "dev", device, "parent", parent, *_class(classid, mbit)])
+    run([*here, "class", "add", "dev", device, "parent", parent, *_class(classid, mbit, assured_mbit)])
     # A queue counted in packets would hold a thousand batches.
     limit = max(int(mbit * 1e6 / 8 * QUEUE_S), 4 * BURST_BYTES)
     run([*here, "qdisc", "add", "dev", device, "parent", classid, "bfifo", "limit", str(limit)])
 
 
-def _class(classid: str, mbit: float) -> list[str]:
-    rate = f"{mbit * 1000:.0f}kbit"
+def _class(classid: str, mbit: float, assured_mbit: float | None = None) -> list[str]:
+    rate = f"{(assured_mbit or mbit) * 1000:.0f}kbit"
     burst = ["burst", str(BURST_BYTES), "cburst", str(BURST_BYTES), "quantum", "65536"]
-    return ["classid", classid, "htb", "rate", rate, "ceil", rate, *burst]
+    return ["classid", classid, "htb", "rate", rate, "ceil", f"{mbit * 1000:.0f}kbit", *burst]
