@@ -80,6 +80,8 @@ pub enum Trouble {
     Lacks,
     /// It could not be reached, broke off, or sent nothing for too long.
     Broken,
+    /// It is to receive the chunk itself, and had nothing of it yet.
+    NotBegun,
 }
 
 /// How a lease ended.

@@ -299,6 +299,7 @@ fn blame(stripe: &mut Stripe, failure: &Failure, now: Time) {
     let Some(id) = stripe.find(failure.node) else { return };
     match failure.trouble {
         Trouble::Lacks => stripe.lacks(failure.bit, failure.node),
+        Trouble::NotBegun => stripe.has_not_begun(failure.bit, failure.node),
         Trouble::Busy => stripe.row_mut(id).sour_until = now + SOUR,
         Trouble::Broken => {
             let row = stripe.row_mut(id);

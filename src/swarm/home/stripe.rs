@@ -364,13 +364,22 @@ impl Stripe {
         true
     }
 
-    /// The node said it cannot serve this chunk. If it is only about to receive it, it is a source again as soon as it
-    /// says that it has begun.
+    /// The node said it cannot serve this chunk.
     pub(super) fn lacks(&mut self, bit: u8, node: NodeId) {
         let Some(id) = self.find(node) else { return };
         let have = self.row(id).have & !(1 << bit);
         self.set_have(id, have);
         self.chunk_mut(bit).sources.retain(|source| *source != id);
+    }
+
+    /// The node is only about to receive this chunk; it is a source again as soon as it says that it has begun. What it
+    /// says that it holds by now is news, and this is not: the complaint was on its way, and a chunk that nobody holds
+    /// would be fetched again.
+    pub(super) fn has_not_begun(&mut self, bit: u8, node: NodeId) {
+        let Some(id) = self.find(node) else { return };
+        if self.row(id).have >> bit & 1 == 0 {
+            self.chunk_mut(bit).sources.retain(|source| *source != id);
+        }
     }
 
     /// The node was assigned the pull, but has no room for it yet: nobody can follow it.
@@ -471,7 +480,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_books_balance(ops in proptest::collection::vec((0u8..7, 0u8..6, 0u8..6, 0u8..64), 0..120)) {
+        fn the_books_balance(ops in proptest::collection::vec((0u8..9, 0u8..6, 0u8..6, 0u8..64), 0..120)) {
             let mut stripe = Stripe::new();
             for (op, a, b, bit) in ops {
                 let (a, b) = (NodeId([a; 16]), NodeId([b; 16]));
@@ -490,6 +499,7 @@ mod tests {
                     4 => stripe.begin_lease(bit, row, Time(0)),
                     5 => { stripe.end_lease(bit); }
                     6 => stripe.remove(a),
+                    7 => stripe.has_not_begun(bit, a),
                     _ => stripe.lacks(bit, a),
                 }
                 stripe.check();
@@ -509,6 +519,18 @@ mod tests {
         let fed = |source: usize, child: usize| stripe.is_fed(0, rows[source], rows[child]);
         assert!(fed(1, 3));
         assert!(!fed(3, 1));
+    }
+
+    #[test]
+    fn a_complaint_that_is_late_takes_nothing_away() {
+        let mut stripe = Stripe::new();
+        let lessee = stripe.ensure(NodeId([1; 16]));
+        stripe.begin_lease(0, lessee, Time(0));
+        stripe.has_not_begun(0, NodeId([1; 16]));
+        assert!(stripe.chunk(0).sources.is_empty() && stripe.chunk(0).lease.is_some());
+        stripe.set_have(lessee, 1);
+        stripe.has_not_begun(0, NodeId([1; 16]));
+        assert_eq!((stripe.chunk(0).holders, stripe.chunk(0).sources.as_slice()), (1, &[lessee][..]));
     }
 
     #[test]

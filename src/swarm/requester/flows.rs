@@ -99,7 +99,7 @@ impl Requester {
         let (key, chunk) = (flow.content, flow.chunk);
         match flow.from {
             From::Peer { source, rest, expect } => {
-                self.complain(key, chunk, source.node, trouble(reason));
+                self.complain(key, chunk, source.node, trouble(reason, source.complete));
                 self.start_or_queue_rest(core, key, chunk, rest, expect);
             }
             From::Origin(_) => self.origin_failed(core, key, chunk, reason),
@@ -296,9 +296,10 @@ impl Requester {
     }
 }
 
-const fn trouble(reason: FlowFailure) -> Trouble {
+const fn trouble(reason: FlowFailure, was_complete: bool) -> Trouble {
     match reason {
         FlowFailure::Busy => Trouble::Busy,
+        FlowFailure::NotFound if !was_complete => Trouble::NotBegun,
         FlowFailure::NotFound | FlowFailure::Corrupt => Trouble::Lacks,
         FlowFailure::Broken | FlowFailure::OriginThrottled | FlowFailure::OriginFailed => Trouble::Broken,
     }
