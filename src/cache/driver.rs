@@ -26,9 +26,11 @@ use super::open::Open;
 use super::seal;
 use super::shared::Shared;
 
-/// Origin failures in a row, over all chunks of a content, before its readers are told. With the swarm's doubling
-/// back-off from 100 ms these are some 13 seconds of trying.
+/// Origin failures in a row, over all chunks of a content, before its readers are told, and how long they must have
+/// lasted: a node has many chunks in the air, so that one bad second of an origin's is a dozen failures at once. The
+/// swarm's back-off doubles from 100 ms; the readers' own deadlines run beside.
 const ORIGIN_FAILURES_MAX: u32 = 7;
+const ORIGIN_FAILURES_FOR: Duration = Duration::from_secs(13);
 
 /// How often counters are copied into the metrics.
 const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -106,8 +108,8 @@ struct Driver {
     flows: BTreeMap<FlowId, Running>,
     /// Contents the swarm was told are open.
     open: BTreeSet<ContentKey>,
-    /// Failures of the origin in a row, by content.
-    origin_failures: BTreeMap<ContentKey, u32>,
+    /// Failures of the origin in a row, and since when, by content.
+    origin_failures: BTreeMap<ContentKey, (u32, Instant)>,
 }
 
 struct Running {
@@ -344,9 +346,11 @@ impl Driver {
     }
 
     fn origin_failed(&mut self, running: &Running, error: &OriginError) {
-        let failures = self.origin_failures.entry(running.key).or_default();
+        let (failures, since) =
+            self.origin_failures.entry(running.key).or_insert_with(|| (0, Instant::now()));
         *failures += 1;
-        if !error.is_transient() || *failures >= ORIGIN_FAILURES_MAX {
+        let has_lasted = *failures >= ORIGIN_FAILURES_MAX && since.elapsed() >= ORIGIN_FAILURES_FOR;
+        if !error.is_transient() || has_lasted {
             self.origin_failures.remove(&running.key);
             tracing::warn!(content = %running.open.id, %error, "the origin does not deliver");
             running.open.fail(&ReadError::Origin(error.clone()));

@@ -15,8 +15,10 @@ use super::OriginError;
 pub enum Kind {
     /// Ranges of blobs, manifests and objects: the bytes that should leave the origin once.
     Content,
-    /// Everything around them: HEAD, lists, tokens, redirects.
+    /// Everything around them: HEAD, lists, redirects.
     Metadata,
+    /// Questions to token services, ECR's included.
+    Token,
 }
 
 /// How a request ended, as far as its response's headers tell.
@@ -52,11 +54,16 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     wasted_bytes: Family<OriginLabels, Counter>,
     broken_bodies: Family<OriginLabels, Counter>,
+    retries: Family<OriginLabels, Counter>,
+    resumed_bodies: Family<OriginLabels, Counter>,
+    hedges: Family<OriginLabels, Counter>,
+    hedges_won: Family<OriginLabels, Counter>,
 }
 
 impl Metrics {
-    /// Registers `origin_bytes{origin,kind}`, `origin_requests{origin,kind,outcome}`, `origin_wasted_bytes{origin}`
-    /// and `origin_broken_bodies{origin}`.
+    /// Registers `origin_bytes{origin,kind}`, `origin_requests{origin,kind,outcome}`, and by origin
+    /// `origin_wasted_bytes`, `origin_broken_bodies`, `origin_retries`, `origin_resumed_bodies`, `origin_hedges` and
+    /// `origin_hedges_won`.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register("origin_bytes", "Body bytes received from the origin", metrics.bytes.clone());
@@ -70,6 +77,26 @@ impl Metrics {
             "origin_broken_bodies",
             "Responses of the origin that began well and ended early or stalled",
             metrics.broken_bodies.clone(),
+        );
+        registry.register(
+            "origin_retries",
+            "Small requests that were sent again after a failure",
+            metrics.retries.clone(),
+        );
+        registry.register(
+            "origin_resumed_bodies",
+            "Bodies that went on with a new request at the byte where they broke",
+            metrics.resumed_bodies.clone(),
+        );
+        registry.register(
+            "origin_hedges",
+            "Second requests for ranges that brought nothing for a while",
+            metrics.hedges.clone(),
+        );
+        registry.register(
+            "origin_hedges_won",
+            "Part of origin_hedges that brought bytes before the first request did",
+            metrics.hedges_won.clone(),
         );
         metrics
     }
@@ -85,6 +112,10 @@ impl Metrics {
             metadata_bytes: bytes(Kind::Metadata),
             wasted_bytes: self.wasted_bytes.get_or_create_owned(&labels),
             broken_bodies: self.broken_bodies.get_or_create_owned(&labels),
+            retries: self.retries.get_or_create_owned(&labels),
+            resumed_bodies: self.resumed_bodies.get_or_create_owned(&labels),
+            hedges: self.hedges.get_or_create_owned(&labels),
+            hedges_won: self.hedges_won.get_or_create_owned(&labels),
             requests: self.requests.clone(),
             origin,
         }
@@ -99,6 +130,10 @@ pub struct OriginMetrics {
     metadata_bytes: Counter,
     wasted_bytes: Counter,
     broken_bodies: Counter,
+    retries: Counter,
+    resumed_bodies: Counter,
+    hedges: Counter,
+    hedges_won: Counter,
     requests: Family<RequestLabels, Counter>,
 }
 
@@ -119,7 +154,7 @@ impl OriginMetrics {
     pub fn received(&self, kind: Kind, bytes: u64) {
         match kind {
             Kind::Content => self.content_bytes.inc_by(bytes),
-            Kind::Metadata => self.metadata_bytes.inc_by(bytes),
+            Kind::Metadata | Kind::Token => self.metadata_bytes.inc_by(bytes),
         };
     }
 
@@ -139,6 +174,50 @@ impl OriginMetrics {
         self.broken_bodies.inc();
     }
 
+    /// Counts a small request that is sent again.
+    pub fn retried(&self) {
+        self.retries.inc();
+    }
+
+    /// Small requests sent again so far.
+    #[must_use]
+    pub fn retries(&self) -> u64 {
+        self.retries.get()
+    }
+
+    /// Counts a body that goes on with a new request.
+    pub fn resumed(&self) {
+        self.resumed_bodies.inc();
+    }
+
+    /// Bodies resumed so far.
+    #[must_use]
+    pub fn resumed_bodies(&self) -> u64 {
+        self.resumed_bodies.get()
+    }
+
+    /// Counts a second request beside a stalled one.
+    pub fn hedged(&self) {
+        self.hedges.inc();
+    }
+
+    /// Counts a second request that was the faster one.
+    pub fn hedge_won(&self) {
+        self.hedges_won.inc();
+    }
+
+    /// Second requests so far.
+    #[must_use]
+    pub fn hedges(&self) -> u64 {
+        self.hedges.get()
+    }
+
+    /// Second requests that were the faster ones, so far.
+    #[must_use]
+    pub fn hedges_won(&self) -> u64 {
+        self.hedges_won.get()
+    }
+
     /// Requests of one kind with one outcome so far.
     #[must_use]
     pub fn requests(&self, kind: Kind, outcome: Outcome) -> u64 {
@@ -151,7 +230,7 @@ impl OriginMetrics {
     pub fn bytes_received(&self, kind: Kind) -> u64 {
         match kind {
             Kind::Content => self.content_bytes.get(),
-            Kind::Metadata => self.metadata_bytes.get(),
+            Kind::Metadata | Kind::Token => self.metadata_bytes.get(),
         }
     }
 }

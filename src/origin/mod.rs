@@ -4,6 +4,8 @@
 //! error does. A credential is sent only to the host it is for.
 //! This module refuses to cache, to verify digests and to decide who fetches: it reads when told.
 
+mod aws;
+mod care;
 #[cfg(test)]
 pub mod conformance;
 mod delivery;

@@ -11,10 +11,12 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use url::Url;
+use zeroize::Zeroizing;
 
 use super::challenge::{Bearer, Challenge};
 use super::client::{Client, host};
-use super::credentials::{Credential, CredentialSource};
+use super::credentials::{Credential, CredentialError, CredentialSource};
+use super::exchange::retry_after;
 use crate::oci::RepositoryName;
 use crate::origin::recent::Recent;
 use crate::origin::{Kind, OriginError, Outcome};
@@ -84,6 +86,17 @@ impl Authorizer {
         }
     }
 
+    /// Replaces the credential that made `rejected` after a 403, if that may be why; `false` when it may not.
+    pub(super) async fn renew(
+        &self,
+        client: &Client,
+        rejected: &HeaderValue,
+        is_certain: bool,
+    ) -> Result<bool, OriginError> {
+        let renewed = self.source.renew(client.metrics(), rejected, is_certain).await;
+        renewed.map_err(|error| no_credential(client, &error))
+    }
+
     /// The `Authorization` after a 401 with `headers` to a request that carried `rejected`.
     pub(super) async fn challenged(
         &self,
@@ -112,16 +125,16 @@ impl Authorizer {
     ) -> Result<HeaderValue, OriginError> {
         match challenge {
             Challenge::Basic => {
-                self.credential().await?.and_then(|credential| credential.basic()).ok_or_else(|| {
-                    OriginError::Denied {
+                self.credential(client, rejected).await?.and_then(|credential| credential.basic()).ok_or_else(
+                    || OriginError::Denied {
                         origin: client.name().to_owned(),
                         what: "the request".to_owned(),
                         reason:
                             "it asks for a user and a password; configure `docker_config`, or `username` and \
                              `password_file`, for it"
                                 .to_owned(),
-                    }
-                })
+                    },
+                )
             }
             Challenge::Bearer(bearer) => self.token(client, bearer, rejected).await,
         }
@@ -142,55 +155,79 @@ impl Authorizer {
         {
             return Ok(token.header.clone());
         }
-        let token = self.fetch_token(client, bearer).await;
-        client.metrics().request(Kind::Metadata, Outcome::of(&token));
+        let token = client.care().ask(|| self.fetch_token(client, bearer)).await;
+        client.metrics().request(Kind::Token, Outcome::of(&token));
         let token = token?;
         let header = token.header.clone();
         *held = Some(token);
         Ok(header)
     }
 
-    /// Asks the realm, as the distribution token specification says.
+    /// Asks the realm, as the distribution token specification says: by GET, and by POST (OAuth2) with a refresh token
+    /// or where GET is not served.
     async fn fetch_token(&self, client: &Client, bearer: &Bearer) -> Result<Token, OriginError> {
-        let mut url = Url::parse(&bearer.realm)
+        let realm = Url::parse(&bearer.realm)
             .map_err(|error| client.failed(format!("its token service's address is malformed: {error}")))?;
-        if let Some(service) = &bearer.service {
-            url.query_pairs_mut().append_pair("service", service);
-        }
-        for scope in bearer.scope.split_ascii_whitespace() {
-            url.query_pairs_mut().append_pair("scope", scope);
-        }
-        let mut headers = HeaderMap::new();
-        if let Some(basic) = self.credential().await?.and_then(|credential| credential.basic()) {
-            if url.scheme() != "https" && !client.is_plain() {
-                return Err(client.failed("its token service wants the password over plain HTTP".to_owned()));
-            }
-            headers.insert(AUTHORIZATION, basic);
+        let credential = self.credential(client, None).await?;
+        if credential.is_some() && realm.scheme() != "https" && !client.is_plain() {
+            return Err(client.failed("its token service wants the password over plain HTTP".to_owned()));
         }
         let asked_at = Instant::now();
-        let response = client.send(Method::GET, &url, headers).await?;
-        let status = response.status();
-        let body = client.read_whole(response, MAX_TOKEN_BYTES).await?;
-        match status {
-            StatusCode::OK => {}
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                return Err(OriginError::Denied {
-                    origin: client.name().to_owned(),
-                    what: bearer.scope.clone(),
-                    reason: format!("its token service {} does not accept {}", host(&url), self.source),
-                });
-            }
-            StatusCode::TOO_MANY_REQUESTS => {
-                return Err(OriginError::Throttled { origin: client.name().to_owned(), retry_after: None });
-            }
-            _ => return Err(client.failed(format!("its token service {} answers {status}", host(&url)))),
+        let by_get = match &credential {
+            Some(credential) => credential.basic().map(Some),
+            None => Some(None),
+        };
+        let mut answer = None;
+        if let Some(basic) = by_get {
+            let mut headers = HeaderMap::new();
+            headers.extend(basic.map(|basic| (AUTHORIZATION, basic)));
+            answer = Some(client.send(Method::GET, &with_query(&realm, bearer), headers).await?);
         }
+        let is_served = answer.as_ref().is_some_and(|answer| !refuses_get(answer.status()));
+        let answer = match (answer, &credential) {
+            (Some(answer), _) if is_served => answer,
+            (Some(answer), None) => answer,
+            (_, Some(credential)) => client.post_form(&realm, &form(bearer, credential)).await?,
+            (None, None) => return Err(client.failed("its token service was not asked".to_owned())),
+        };
+        let (status, wait) = (answer.status(), retry_after(answer.headers()));
+        let body = Zeroizing::new(client.read_whole(answer, MAX_TOKEN_BYTES).await?.to_vec());
+        self.check_token_status(client, bearer, &realm, status, wait)?;
         read_token(&body, asked_at)
-            .ok_or_else(|| client.failed(format!("its token service {} sent no token", host(&url))))
+            .ok_or_else(|| client.failed(format!("its token service {} sent no token", host(&realm))))
     }
 
-    async fn credential(&self) -> Result<Option<Credential>, OriginError> {
-        self.source.credential().await.map_err(|error| OriginError::Ours(error.to_string()))
+    fn check_token_status(
+        &self,
+        client: &Client,
+        bearer: &Bearer,
+        realm: &Url,
+        status: StatusCode,
+        retry_after: Option<Duration>,
+    ) -> Result<(), OriginError> {
+        match status {
+            StatusCode::OK => Ok(()),
+            StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                Err(OriginError::Denied {
+                    origin: client.name().to_owned(),
+                    what: bearer.scope.clone(),
+                    reason: format!("its token service {} does not accept {}", host(realm), self.source),
+                })
+            }
+            StatusCode::TOO_MANY_REQUESTS => {
+                Err(OriginError::Throttled { origin: client.name().to_owned(), retry_after })
+            }
+            _ => Err(client.failed(format!("its token service {} answers {status}", host(realm)))),
+        }
+    }
+
+    async fn credential(
+        &self,
+        client: &Client,
+        rejected: Option<&HeaderValue>,
+    ) -> Result<Option<Credential>, OriginError> {
+        let credential = self.source.credential(client.metrics(), rejected).await;
+        credential.map_err(|error| no_credential(client, &error))
     }
 
     fn denied(&self, client: &Client, name: &RepositoryName, reason: &str) -> OriginError {
@@ -200,6 +237,45 @@ impl Authorizer {
             reason: format!("{reason}; used {}", self.source),
         }
     }
+}
+
+fn no_credential(client: &Client, error: &CredentialError) -> OriginError {
+    match error {
+        CredentialError::Refused { .. } => OriginError::Denied {
+            origin: client.name().to_owned(),
+            what: "the request".to_owned(),
+            reason: error.to_string(),
+        },
+        CredentialError::Unreachable { .. } => client.failed(error.to_string()),
+        CredentialError::Read { .. } | CredentialError::Malformed { .. } => {
+            OriginError::Ours(error.to_string())
+        }
+    }
+}
+
+/// A token service that knows only POST says so, or knows nothing of the path.
+const fn refuses_get(status: StatusCode) -> bool {
+    matches!(status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_FOUND)
+}
+
+fn with_query(realm: &Url, bearer: &Bearer) -> Url {
+    let mut url = realm.clone();
+    if let Some(service) = &bearer.service {
+        url.query_pairs_mut().append_pair("service", service);
+    }
+    for scope in bearer.scope.split_ascii_whitespace() {
+        url.query_pairs_mut().append_pair("scope", scope);
+    }
+    url
+}
+
+/// The body of an OAuth2 token request; scopes are separated by spaces there.
+fn form(bearer: &Bearer, credential: &Credential) -> Zeroizing<String> {
+    let mut form = url::form_urlencoded::Serializer::new(String::new());
+    form.extend_pairs(credential.grant()).append_pair("client_id", "windlass");
+    form.append_pair("service", bearer.service.as_deref().unwrap_or_default());
+    form.append_pair("scope", &bearer.scope);
+    Zeroizing::new(form.finish())
 }
 
 fn read_token(body: &[u8], asked_at: Instant) -> Option<Token> {

@@ -4,16 +4,19 @@
 //! never carry a URL's query: a presigned one is a credential.
 
 use std::error::Error as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method};
 use reqwest::Response;
 use url::Url;
 
-use super::address::{PublicResolver, is_local_host};
+use super::address::{Guard, GuardedResolver};
 use super::config::{ConfigError, RegistryConfig};
+use crate::origin::care::Care;
 use crate::origin::{Kind, OriginError, OriginMetrics};
 
 /// How we introduce ourselves to registries. A mirror that hears it is asked by a windlass, which would go round in
@@ -38,7 +41,8 @@ pub(super) struct Client {
     own: reqwest::Client,
     /// For hosts that the registry names.
     foreign: reqwest::Client,
-    may_point_here: bool,
+    guard: Guard,
+    care: Arc<Care>,
     first_byte_timeout: Duration,
     progress_timeout: Duration,
     metrics: OriginMetrics,
@@ -47,17 +51,17 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn new(config: &RegistryConfig, metrics: OriginMetrics) -> Result<Self, ConfigError> {
         let endpoint = config.endpoint_url()?;
-        // A registry on this node, as in tests and demos, may keep its blobs and tokens here too.
-        let may_point_here = is_local_host(&endpoint);
+        let guard = Guard::of(&endpoint);
         let own = build(config, &endpoint, None)?;
-        let foreign =
-            if may_point_here { own.clone() } else { build(config, &endpoint, Some(PublicResolver))? };
+        let foreign = build(config, &endpoint, Some(GuardedResolver(guard)))?;
+        let care = Care::new(metrics.clone(), config.progress_timeout());
         Ok(Self {
             name: config.name.clone(),
             endpoint,
             own,
             foreign,
-            may_point_here,
+            guard,
+            care,
             first_byte_timeout: config.first_byte_timeout(),
             progress_timeout: config.progress_timeout(),
             metrics,
@@ -70,6 +74,10 @@ impl Client {
 
     pub(super) const fn metrics(&self) -> &OriginMetrics {
         &self.metrics
+    }
+
+    pub(super) const fn care(&self) -> &Arc<Care> {
+        &self.care
     }
 
     pub(super) const fn progress_timeout(&self) -> Duration {
@@ -100,12 +108,32 @@ impl Client {
         url: &Url,
         headers: HeaderMap,
     ) -> Result<Response, OriginError> {
+        self.send_with(method, url, headers, None).await
+    }
+
+    /// Posts a form, and waits for the response's headers.
+    pub(super) async fn post_form(&self, url: &Url, form: &str) -> Result<Response, OriginError> {
+        let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, form_type)]);
+        self.send_with(Method::POST, url, headers, Some(form.to_owned())).await
+    }
+
+    async fn send_with(
+        &self,
+        method: Method,
+        url: &Url,
+        headers: HeaderMap,
+        body: Option<String>,
+    ) -> Result<Response, OriginError> {
         let is_same_host = url.host() == self.endpoint.host();
         if !is_same_host {
             self.check_foreign(url)?;
         }
         let client = if is_same_host { &self.own } else { &self.foreign };
-        let request = client.request(method, url.clone()).headers(headers);
+        let mut request = client.request(method, url.clone()).headers(headers);
+        if let Some(body) = body {
+            request = request.body(body);
+        }
         match tokio::time::timeout(self.first_byte_timeout, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(self.failed(format!("{}: {}", host(url), cause(error)))),
@@ -149,7 +177,7 @@ impl Client {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(self.failed(format!("it points to a {}: address", url.scheme())));
         }
-        if is_local_host(url) && !self.may_point_here {
+        if self.guard.forbids(url) {
             return Err(self.failed(format!("it points to {}, which may not be asked", host(url))));
         }
         Ok(())
@@ -175,7 +203,7 @@ pub(super) fn cause(error: reqwest::Error) -> String {
 fn build(
     config: &RegistryConfig,
     endpoint: &Url,
-    resolver: Option<PublicResolver>,
+    resolver: Option<GuardedResolver>,
 ) -> Result<reqwest::Client, ConfigError> {
     let mut headers = HeaderMap::new();
     // Digests and ranges are of the bytes as stored.
@@ -189,7 +217,7 @@ fn build(
         .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
         // Ranges want connections side by side; HTTP/2 would put them all on one.
         .http1_only();
-    if is_local_host(endpoint) {
+    if Guard::of(endpoint).is_at_home() {
         // A proxy's loopback is not ours.
         builder = builder.no_proxy();
     }

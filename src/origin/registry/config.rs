@@ -1,12 +1,14 @@
 //! What a registry is called, where it is and who we are to it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::credentials::CredentialSource;
+use super::ecr::{EcrName, EcrTokens};
 
 /// One registry that the mirror serves: a `[[registry.origins]]` table of the configuration.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -19,6 +21,8 @@ pub struct RegistryConfig {
     pub endpoint: Option<Url>,
     /// PEM file with certificates to trust beside the system's.
     pub ca_file: Option<PathBuf>,
+    /// Where the credential comes from when none of the keys below names one.
+    pub credentials: Credentials,
     /// Docker `config.json` whose `auths` hold the credential.
     pub docker_config: Option<PathBuf>,
     /// User name, together with `password_file`.
@@ -39,6 +43,7 @@ impl Default for RegistryConfig {
             name: String::new(),
             endpoint: None,
             ca_file: None,
+            credentials: Credentials::Auto,
             docker_config: None,
             username: None,
             password_file: None,
@@ -50,6 +55,17 @@ impl Default for RegistryConfig {
             progress_timeout_ms: 10_000,
         }
     }
+}
+
+/// Where a registry's credential comes from when no file is named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Credentials {
+    /// From the AWS default chain when the name is one of ECR's, else there is none.
+    #[default]
+    Auto,
+    /// There is none, whatever the name.
+    None,
 }
 
 /// A registry table that cannot be used. The text names the key.
@@ -94,9 +110,12 @@ impl RegistryConfig {
         }
     }
 
-    pub(super) fn credential_source(&self) -> Result<CredentialSource, ConfigError> {
+    pub(super) fn credential_source(&self, ecr: &Arc<EcrTokens>) -> Result<CredentialSource, ConfigError> {
         match (&self.docker_config, &self.username, &self.password_file) {
-            (None, None, None) => Ok(CredentialSource::Anonymous),
+            (None, None, None) => Ok(match (self.credentials, EcrName::parse(&self.name)) {
+                (Credentials::Auto, Some(name)) => CredentialSource::Ecr { name, tokens: Arc::clone(ecr) },
+                _ => CredentialSource::Anonymous,
+            }),
             (None, Some(username), Some(file)) => {
                 Ok(CredentialSource::PasswordFile { username: username.clone(), file: file.clone() })
             }
@@ -143,8 +162,21 @@ mod tests {
     fn half_a_credential_is_refused() {
         let mut config = named("a");
         config.username = Some("me".into());
-        assert!(matches!(config.credential_source(), Err(ConfigError::HalfCredential(_))));
+        let source = |config: &RegistryConfig| config.credential_source(&EcrTokens::new());
+        assert!(matches!(source(&config), Err(ConfigError::HalfCredential(_))));
         config.docker_config = Some("/x".into());
-        assert!(matches!(config.credential_source(), Err(ConfigError::TwoCredentials(_))));
+        assert!(matches!(source(&config), Err(ConfigError::TwoCredentials(_))));
+    }
+
+    #[test]
+    fn ecr_has_credentials_by_itself_unless_told_otherwise() {
+        let source = |config: RegistryConfig| config.credential_source(&EcrTokens::new()).unwrap();
+        let ecr = || named("123456789012.dkr.ecr.eu-west-1.amazonaws.com");
+        assert!(matches!(source(ecr()), CredentialSource::Ecr { .. }));
+        assert!(matches!(source(named("docker.io")), CredentialSource::Anonymous));
+        let none = RegistryConfig { credentials: Credentials::None, ..ecr() };
+        assert!(matches!(source(none), CredentialSource::Anonymous));
+        let own = RegistryConfig { docker_config: Some("/x".into()), ..ecr() };
+        assert!(matches!(source(own), CredentialSource::DockerConfig { .. }));
     }
 }

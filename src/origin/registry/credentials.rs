@@ -1,20 +1,25 @@
 //! Where the user name and password for a registry come from.
 //!
-//! Invariant: a password lives in memory while a request is made of it, and no `Debug` or message shows it.
+//! Invariant: a password lives in memory only, is wiped when it is dropped, and no `Debug` or message shows it.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use super::ecr::{EcrName, EcrTokens};
+use crate::origin::OriginMetrics;
 
 /// Docker Hub's key in a `config.json`, for historical reasons an API address.
 const DOCKER_HUB_KEY: &str = "index.docker.io";
 
-/// A place to take a credential from. A registry with tokens of its own kind (ECR) is one more variant.
+/// A place to take a credential from.
 #[derive(Clone, Debug)]
 pub(super) enum CredentialSource {
     Anonymous,
@@ -27,41 +32,76 @@ pub(super) enum CredentialSource {
         /// The registry whose entry is taken.
         registry: String,
     },
+    /// This node's AWS credentials, exchanged for ECR's password.
+    Ecr {
+        name: EcrName,
+        tokens: Arc<EcrTokens>,
+    },
 }
 
-/// A user name and password.
+/// A user name and password, or a refresh token.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Credential {
     username: String,
-    password: String,
+    secret: Zeroizing<String>,
+    is_refresh_token: bool,
 }
 
 /// The credential that is configured cannot be had.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum CredentialError {
-    #[error("cannot read {}: {source}; check that the secret is mounted and readable", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
+    #[error("cannot read {}: {reason}; check that the secret is mounted and readable", path.display())]
+    Read { path: PathBuf, reason: String },
     #[error("{} is not a docker config.json: {reason}", path.display())]
     Malformed { path: PathBuf, reason: String },
+    /// Who gives it out says no.
+    #[error("no token for {what}: {reason}")]
+    Refused { what: String, reason: String },
+    /// Who gives it out does not answer.
+    #[error("no token for {what}: {reason}")]
+    Unreachable { what: String, reason: String },
 }
 
 impl CredentialSource {
-    /// The credential as of now; `None` to ask anonymously.
+    /// The credential as of now; `None` to ask anonymously. A source that can makes another one than `rejected`,
+    /// the header that was refused.
     ///
     /// # Errors
-    /// [`CredentialError`] when a file that is configured cannot be read.
-    pub(super) async fn credential(&self) -> Result<Option<Credential>, CredentialError> {
+    /// [`CredentialError`] when what is configured cannot be had.
+    pub(super) async fn credential(
+        &self,
+        metrics: &OriginMetrics,
+        rejected: Option<&HeaderValue>,
+    ) -> Result<Option<Credential>, CredentialError> {
         match self {
             Self::Anonymous => Ok(None),
+            Self::Ecr { name, tokens } => tokens.credential(name, metrics, rejected).await,
             Self::PasswordFile { username, file } => {
-                let password = read(file).await?.trim_end_matches(['\r', '\n']).to_owned();
-                Ok(Some(Credential { username: username.clone(), password }))
+                let text = read(file).await?;
+                Ok(Some(Credential::new(username, text.trim_end_matches(['\r', '\n']))))
             }
             Self::DockerConfig { file, registry } => {
                 let text = read(file).await?;
                 from_docker_config(&text, registry)
                     .map_err(|reason| CredentialError::Malformed { path: file.clone(), reason })
             }
+        }
+    }
+
+    /// Replaces the credential that makes `rejected`, where credentials end on their own; `certain` means that the
+    /// registry said that it did. `false` when there is none other.
+    ///
+    /// # Errors
+    /// [`CredentialError`] when the new one cannot be had.
+    pub(super) async fn renew(
+        &self,
+        metrics: &OriginMetrics,
+        rejected: &HeaderValue,
+        is_certain: bool,
+    ) -> Result<bool, CredentialError> {
+        match self {
+            Self::Ecr { name, tokens } => tokens.renew(name, metrics, rejected, is_certain).await,
+            _ => Ok(false),
         }
     }
 }
@@ -77,16 +117,43 @@ impl fmt::Display for CredentialSource {
             Self::DockerConfig { file, registry } => {
                 write!(f, "the entry for {registry} in {}", file.display())
             }
+            Self::Ecr { name, .. } => write!(f, "a token for {name} from this node's AWS credentials"),
         }
     }
 }
 
 impl Credential {
-    /// The value of an `Authorization` header (RFC 7617), marked so that no log shows it.
+    #[must_use]
+    pub(super) fn new(username: &str, password: &str) -> Self {
+        let secret = Zeroizing::new(password.to_owned());
+        Self { username: username.to_owned(), secret, is_refresh_token: false }
+    }
+
+    /// What a login with OAuth2 leaves in a docker configuration, in place of a password.
+    fn of_refresh_token(token: &str) -> Self {
+        Self { is_refresh_token: true, ..Self::new("", token) }
+    }
+
+    /// The fields of an OAuth2 token request (distribution specification, "OAuth2 Token Authentication").
+    #[must_use]
+    pub(super) fn grant(&self) -> Vec<(&'static str, &str)> {
+        if self.is_refresh_token {
+            vec![("grant_type", "refresh_token"), ("refresh_token", self.secret.as_str())]
+        } else {
+            let secret = self.secret.as_str();
+            vec![("grant_type", "password"), ("username", &self.username), ("password", secret)]
+        }
+    }
+
+    /// The value of an `Authorization` header (RFC 7617), marked so that no log shows it; `None` for a refresh token.
     #[must_use]
     pub(super) fn basic(&self) -> Option<HeaderValue> {
-        let encoded = STANDARD.encode(format!("{}:{}", self.username, self.password));
-        let mut value = HeaderValue::from_str(&format!("Basic {encoded}")).ok()?;
+        if self.is_refresh_token {
+            return None;
+        }
+        let pair = Zeroizing::new(format!("{}:{}", self.username, *self.secret));
+        let header = Zeroizing::new(format!("Basic {}", STANDARD.encode(pair.as_bytes())));
+        let mut value = HeaderValue::from_str(&header).ok()?;
         value.set_sensitive(true);
         Some(value)
     }
@@ -109,6 +176,8 @@ struct Auth {
     auth: Option<String>,
     username: Option<String>,
     password: Option<String>,
+    #[serde(rename = "identitytoken")]
+    identity_token: Option<String>,
 }
 
 fn from_docker_config(text: &str, registry: &str) -> Result<Option<Credential>, String> {
@@ -117,16 +186,18 @@ fn from_docker_config(text: &str, registry: &str) -> Result<Option<Credential>, 
         |key: &str| host(key) == registry || (registry == "docker.io" && host(key) == DOCKER_HUB_KEY);
     let Some((key, auth)) = config.auths.into_iter().find(|(key, _)| is_ours(key)) else { return Ok(None) };
     match auth {
+        Auth { identity_token: Some(token), .. } if !token.is_empty() => {
+            Ok(Some(Credential::of_refresh_token(&token)))
+        }
         Auth { auth: Some(encoded), .. } if !encoded.is_empty() => {
-            let decoded =
-                STANDARD.decode(encoded.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-            let pair = decoded.as_deref().and_then(|text| text.split_once(':'));
+            let decoded = Zeroizing::new(STANDARD.decode(encoded.trim()).unwrap_or_default());
+            let pair = std::str::from_utf8(&decoded).ok().and_then(|text| text.split_once(':'));
             let (username, password) =
                 pair.ok_or_else(|| format!("`auth` of {key} is not base64 of user:password"))?;
-            Ok(Some(Credential { username: username.to_owned(), password: password.to_owned() }))
+            Ok(Some(Credential::new(username, password)))
         }
         Auth { username: Some(username), password: Some(password), .. } => {
-            Ok(Some(Credential { username, password }))
+            Ok(Some(Credential::new(&username, &password)))
         }
         _ => Err(format!("the entry {key} has neither `auth` nor `username` and `password`")),
     }
@@ -138,9 +209,10 @@ fn host(key: &str) -> &str {
     key.split('/').next().unwrap_or(key)
 }
 
-async fn read(path: &Path) -> Result<String, CredentialError> {
+async fn read(path: &Path) -> Result<Zeroizing<String>, CredentialError> {
     let read = tokio::fs::read_to_string(path).await;
-    read.map_err(|source| CredentialError::Read { path: path.to_owned(), source })
+    read.map(Zeroizing::new)
+        .map_err(|error| CredentialError::Read { path: path.to_owned(), reason: error.to_string() })
 }
 
 #[cfg(test)]
@@ -148,7 +220,12 @@ mod tests {
     use super::*;
 
     fn pair(text: &str, registry: &str) -> Option<(String, String)> {
-        from_docker_config(text, registry).unwrap().map(|c| (c.username, c.password))
+        from_docker_config(text, registry).unwrap().map(|c| (c.username, c.secret.to_string()))
+    }
+
+    async fn of(source: &CredentialSource) -> Credential {
+        let metrics = crate::origin::Metrics::default().origin("test");
+        source.credential(&metrics, None).await.unwrap().unwrap()
     }
 
     #[test]
@@ -165,14 +242,22 @@ mod tests {
         assert!(from_docker_config(r#"{"auths":{"a":{"auth":"?"}}}"#, "a").is_err());
     }
 
+    #[test]
+    fn a_login_with_oauth2_leaves_a_refresh_token() {
+        let config = r#"{"auths":{"a":{"auth":"bWU6","identitytoken":"refresh-me"}}}"#;
+        let credential = from_docker_config(config, "a").unwrap().unwrap();
+        assert_eq!(credential.grant(), [("grant_type", "refresh_token"), ("refresh_token", "refresh-me")]);
+        assert!(credential.basic().is_none() && !format!("{credential:?}").contains("refresh-me"));
+    }
+
     #[tokio::test]
     async fn a_password_is_read_afresh_and_never_shown() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let source = CredentialSource::PasswordFile { username: "me".into(), file: file.path().into() };
         for password in ["old", "new"] {
             std::fs::write(file.path(), format!("{password}\n")).unwrap();
-            let credential = source.credential().await.unwrap().unwrap();
-            assert_eq!(credential.password, password);
+            let credential = of(&source).await;
+            assert_eq!(*credential.secret, password);
             let basic = credential.basic().unwrap();
             let shown = format!("{credential:?} {source} {source:?} {basic:?}");
             assert!(!shown.contains(password) && !shown.contains("Basic"), "{shown}");

@@ -91,7 +91,8 @@ pub(super) async fn ask(
         let sent = client.send(question.method.clone(), &url, headers).await;
         let response = sent.inspect_err(|_| client.metrics().request(question.kind, Outcome::Failed))?;
         let status = response.status();
-        if status == StatusCode::UNAUTHORIZED && client.is_own(&url) && !has_renewed {
+        let can_renew = client.is_own(&url) && !has_renewed;
+        if status == StatusCode::UNAUTHORIZED && can_renew {
             has_renewed = true;
             client.metrics().request(Kind::Metadata, Outcome::Ok);
             let challenge = response.headers().clone();
@@ -109,10 +110,24 @@ pub(super) async fn ask(
         } else {
             let checked = check(client, authorizer, question, &url, response).await;
             client.metrics().request(question.kind, Outcome::of(&checked));
+            if let (Err(OriginError::Denied { reason, .. }), Some(rejected)) = (&checked, &authorization)
+                && can_renew
+            {
+                has_renewed = true;
+                if authorizer.renew(client, rejected, says_expired(reason)).await? {
+                    continue;
+                }
+            }
             let elsewhere = (hops > 0).then_some(url);
             return checked.map(|response| Answer { response, elsewhere });
         }
     }
+}
+
+/// ECR answers a token that is over not with a challenge but with 403 "Your authorization token has expired."; to HEAD
+/// with a bare 403.
+fn says_expired(reason: &str) -> bool {
+    reason.contains("expired")
 }
 
 /// Asks a place that an earlier redirect led to, without credentials and without following further.
@@ -191,7 +206,7 @@ async fn check(
 }
 
 /// `Retry-After` in seconds; its form as a date is not used by registries.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
 }

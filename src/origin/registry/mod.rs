@@ -11,6 +11,7 @@ mod client;
 mod config;
 mod content;
 mod credentials;
+mod ecr;
 mod exchange;
 #[cfg(test)]
 pub mod stub;
@@ -27,12 +28,13 @@ use sha2::{Digest as _, Sha256};
 use url::Url;
 
 pub use client::AGENT;
-pub use config::{ConfigError, RegistryConfig};
+pub use config::{ConfigError, Credentials, RegistryConfig};
 pub use content::Content;
 
 use self::authorizer::Authorizer;
 use self::client::Client;
 use self::content::Location;
+use self::ecr::EcrTokens;
 use self::exchange::{Answer, Question, ask};
 use super::recent::Recent;
 use super::{Kind, Metrics, OriginError};
@@ -62,8 +64,9 @@ impl RegistryOrigin {
     /// [`ConfigError`] on the first table that cannot be used.
     pub fn new(configs: Vec<RegistryConfig>, metrics: &Metrics) -> Result<Self, ConfigError> {
         let mut registries = BTreeMap::new();
+        let ecr = EcrTokens::new();
         for config in configs {
-            let registry = Arc::new(Registry::new(&config, metrics)?);
+            let registry = Arc::new(Registry::new(&config, &ecr, metrics)?);
             if registries.insert(config.name.clone(), registry).is_some() {
                 return Err(ConfigError::Twice(config.name));
             }
@@ -110,10 +113,10 @@ pub struct Registry {
 }
 
 impl Registry {
-    fn new(config: &RegistryConfig, metrics: &Metrics) -> Result<Self, ConfigError> {
+    fn new(config: &RegistryConfig, ecr: &Arc<EcrTokens>, metrics: &Metrics) -> Result<Self, ConfigError> {
         Ok(Self {
             client: Client::new(config, metrics.origin(&config.name))?,
-            authorizer: Authorizer::new(config.credential_source()?),
+            authorizer: Authorizer::new(config.credential_source(ecr)?),
             locations: Mutex::new(Recent::new(REMEMBERED_LOCATIONS)),
         })
     }
@@ -213,7 +216,7 @@ impl Registry {
     }
 
     async fn ask(&self, question: &Question<'_>) -> Result<Answer, OriginError> {
-        ask(&self.client, &self.authorizer, question).await
+        self.client.care().ask(|| ask(&self.client, &self.authorizer, question)).await
     }
 
     /// `kind` is `blobs` or `manifests`. Names, tags and digests obey grammars that need no escaping in a path.

@@ -10,13 +10,14 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
-use http_body_util::StreamBody;
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use super::{Registry, RegistryConfig, RegistryOrigin};
 use crate::content::RangeHeader;
@@ -29,6 +30,7 @@ pub struct Seen {
     /// Path and query.
     pub target: String,
     pub headers: HeaderMap,
+    pub body: String,
 }
 
 impl Seen {
@@ -120,32 +122,60 @@ pub struct Stub {
 impl Stub {
     /// Starts one; it lives as long as the test's runtime.
     pub async fn start(answer: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+        Self::listen(None, answer).await
+    }
+
+    /// Starts one that speaks TLS.
+    pub async fn start_tls(
+        config: rustls::ServerConfig,
+        answer: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        Self::listen(Some(TlsAcceptor::from(Arc::new(config))), answer).await
+    }
+
+    async fn listen(
+        tls: Option<TlsAcceptor>,
+        answer: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stub = Self { address: listener.local_addr().unwrap(), seen: Arc::default() };
         let (seen, answer) = (Arc::clone(&stub.seen), Arc::new(answer));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
+                let (seen, answer, tls) = (Arc::clone(&seen), Arc::clone(&answer), tls.clone());
                 let service = service_fn(move |request: Request<Incoming>| {
                     let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
-                    async move { Ok::<_, Infallible>(Self::serve(&request, &seen, &*answer)) }
+                    async move { Ok::<_, Infallible>(Self::serve(request, &seen, &*answer).await) }
                 });
-                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                tokio::spawn(async move {
+                    let http = http1::Builder::new();
+                    match tls {
+                        None => drop(http.serve_connection(TokioIo::new(stream), service).await),
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                drop(http.serve_connection(TokioIo::new(stream), service).await);
+                            }
+                        }
+                    }
+                });
             }
         });
         stub
     }
 
-    fn serve(
-        request: &Request<Incoming>,
+    async fn serve(
+        request: Request<Incoming>,
         seen: &Mutex<Vec<Seen>>,
         answer: &(impl Fn(&Seen) -> Reply + ?Sized),
     ) -> Response<StreamBody<stream::BoxStream<'static, io::Result<Frame<Bytes>>>>> {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         let this = Seen {
-            method: request.method().to_string(),
-            target: request.uri().path_and_query().map(ToString::to_string).unwrap_or_default(),
-            headers: request.headers().clone(),
+            method: parts.method.to_string(),
+            target: parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+            headers: parts.headers,
+            body: String::from_utf8_lossy(&body).into_owned(),
         };
         seen.lock().push(this.clone());
         answer(&this).into_response(this.method == "HEAD")

@@ -98,6 +98,16 @@ async fn redirects_end() {
     let stub = Stub::start(|_| Reply::redirect("/again".into())).await;
     let error = read_all(&blob(&stub.registry())).await.unwrap_err();
     assert!(error.to_string().contains("more than 5 redirects"), "{error}");
+    assert_eq!(stub.seen().len(), 6);
+}
+
+#[tokio::test]
+async fn a_realm_on_this_node_is_not_asked_for_a_registry_elsewhere() {
+    let metadata = "http://169.254.169.254/latest/api/token";
+    let challenge = format!("Bearer realm=\"{metadata}\",service=\"x\"");
+    let stub = Stub::start(move |_| Reply::status(401).with("www-authenticate", challenge.clone())).await;
+    let error = read_all(&blob(&stub.registry())).await.unwrap_err().to_string();
+    assert!(error.contains("169.254.169.254, which may not be asked"), "{error}");
 }
 
 #[tokio::test]
@@ -166,6 +176,106 @@ async fn a_refused_credential_is_named_and_not_shown() {
     let error = read_all(&blob(&registry(config))).await.unwrap_err().to_string();
     assert!(error.contains("the entry for reg.example.com") && !error.contains("swordfish"), "{error}");
     assert_eq!(stub.seen().len(), 3);
+}
+
+/// A token service that is asked by POST, and the registry before it.
+async fn posting_stub(get_status: u16) -> Stub {
+    let url = Arc::new(Mutex::new(String::new()));
+    let theirs = Arc::clone(&url);
+    let stub = Stub::start(move |seen| match (seen.method.as_str(), seen.target.starts_with("/token")) {
+        ("POST", true) => Reply::ok(r#"{"access_token":"posted","expires_in":300}"#),
+        (_, true) => Reply::status(get_status),
+        _ if seen.header("authorization") == Some("Bearer posted") => Reply::ranged(seen, &bytes()),
+        _ => {
+            let challenge = format!(r#"Bearer realm="{}/token",service="a svc""#, theirs.lock());
+            Reply::status(401).with("www-authenticate", challenge)
+        }
+    })
+    .await;
+    *url.lock() = stub.url("");
+    stub
+}
+
+fn with_docker_config(stub: &Stub, entry: &str) -> (RegistryConfig, tempfile::NamedTempFile) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!(r#"{{"auths":{{"reg.example.com":{entry}}}}}"#)).unwrap();
+    (RegistryConfig { docker_config: Some(file.path().into()), ..stub.config() }, file)
+}
+
+#[tokio::test]
+async fn a_refresh_token_is_exchanged_by_post() {
+    let stub = posting_stub(500).await;
+    let (config, _file) = with_docker_config(&stub, r#"{"identitytoken":"refresh me"}"#);
+    assert_eq!(read_all(&blob(&registry(config))).await.unwrap(), bytes());
+    let asked = stub.seen().into_iter().find(|seen| seen.method == "POST").unwrap();
+    assert_eq!(
+        asked.body,
+        "grant_type=refresh_token&refresh_token=refresh+me&client_id=windlass&service=a+svc\
+         &scope=repository%3Ateam%2Fapp%3Apull"
+    );
+    assert_eq!((asked.target.as_str(), asked.header("authorization")), ("/token", None));
+}
+
+#[tokio::test]
+async fn a_token_service_without_get_is_asked_by_post() {
+    let stub = posting_stub(405).await;
+    let (config, _file) = with_docker_config(&stub, r#"{"username":"me","password":"p&w"}"#);
+    assert_eq!(read_all(&blob(&registry(config))).await.unwrap(), bytes());
+    let asked = stub.seen().into_iter().find(|seen| seen.method == "POST").unwrap();
+    assert!(asked.body.starts_with("grant_type=password&username=me&password=p%26w&"), "{}", asked.body);
+}
+
+#[tokio::test]
+async fn a_private_authority_is_trusted_where_it_is_named_and_nowhere_else() {
+    let own = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let tls = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![own.cert.der().clone()], key)
+        .unwrap();
+    let stub = Stub::start_tls(tls, |seen| Reply::ranged(seen, &bytes())).await;
+    let endpoint = Some(format!("https://{}/", stub.address).parse().unwrap());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), own.cert.pem()).unwrap();
+    let config = |ca_file| RegistryConfig { ca_file, endpoint: endpoint.clone(), ..stub.config() };
+    let trusting = registry(config(Some(file.path().into())));
+    assert_eq!(read_all(&blob(&trusting)).await.unwrap(), bytes());
+    let error = read_all(&blob(&registry(config(None)))).await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("certificate"), "{error}");
+}
+
+#[tokio::test]
+async fn a_small_question_survives_a_bad_moment() {
+    let asked = AtomicUsize::new(0);
+    let digest = digest_of(MANIFEST.as_bytes()).to_string();
+    let stub = Stub::start(move |_| match asked.fetch_add(1, Ordering::SeqCst) {
+        0 => Reply::status(500),
+        1 => Reply::status(503).with("retry-after", "0"),
+        _ => Reply::ok(MANIFEST)
+            .with("docker-content-digest", digest.clone())
+            .with("content-type", OCI_MANIFEST),
+    })
+    .await;
+    let registry = stub.registry();
+    assert!(registry.resolve(&name(), &tag(), None).await.is_ok());
+    assert_eq!(stub.seen().len(), 3);
+    assert_eq!(registry.client.metrics().retries(), 2);
+}
+
+#[tokio::test]
+async fn a_redirect_whose_time_is_over_is_not_followed_again() {
+    let store = Stub::start(|seen| Reply::ranged(seen, &bytes())).await;
+    let to = store.url("/blob?X-Amz-Expires=1&X-Amz-Signature=secret");
+    let stub = Stub::start(move |_| Reply::redirect(to.clone())).await;
+    let content = blob(&stub.registry());
+    for _ in 0..3 {
+        assert_eq!(read_all(&content).await.unwrap(), bytes());
+    }
+    assert_eq!(stub.seen().len(), 1, "it is good for a second");
+    tokio::time::sleep(std::time::Duration::from_millis(1_000)).await;
+    assert_eq!(read_all(&content).await.unwrap(), bytes());
+    assert_eq!(stub.seen().len(), 2);
 }
 
 #[tokio::test]

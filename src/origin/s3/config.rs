@@ -20,6 +20,8 @@ pub struct S3Config {
     pub path_style: bool,
     /// Send unsigned requests, for public buckets.
     pub anonymous: bool,
+    /// Pay for requests to buckets of others who ask for it (requester pays).
+    pub requester_pays: bool,
     /// To connect, milliseconds.
     pub connect_timeout_ms: u64,
     /// From the request to the response's headers, milliseconds. S3's slow tail is a few seconds when a prefix is
@@ -37,6 +39,7 @@ impl Default for S3Config {
             region: None,
             path_style: false,
             anonymous: false,
+            requester_pays: false,
             connect_timeout_ms: 3_000,
             first_byte_timeout_ms: 10_000,
             stall_timeout_ms: 10_000,

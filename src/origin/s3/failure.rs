@@ -1,7 +1,6 @@
 //! What the SDK's errors mean to us: one table.
 
 use std::error::Error;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use aws_credential_types::provider::error::CredentialsError;
@@ -10,10 +9,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use super::LABEL;
 use crate::origin::OriginError;
-
-/// What to do when no link of the default credential chain had credentials; the SDK itself names the links.
-const NO_CREDENTIALS: &str = "give the daemon's service account a role (EKS Pod Identity or IRSA), or set \
-    `s3.anonymous = true` for public buckets; from a pod, Ec2InstanceMetadata needs a hop limit of 2 or hostNetwork";
+use crate::origin::aws::{chain_of, without_credentials};
 
 /// Turns an SDK error about `what` into ours.
 pub(super) fn classify<E>(error: &SdkError<E, HttpResponse>, what: &str) -> OriginError
@@ -23,17 +19,36 @@ where
     if let SdkError::ServiceError(answer) = error {
         return refused(answer.raw(), answer.err(), what);
     }
-    if let Some(error @ CredentialsError::CredentialsNotLoaded(_)) = cause(error) {
-        // The chain's report has a line for each link.
-        let links = chain_of(error).split_whitespace().collect::<Vec<_>>().join(" ");
-        let reason = format!("{links}; {NO_CREDENTIALS}");
-        return OriginError::Denied { origin: LABEL.into(), what: what.into(), reason };
+    if let Some(error) = cause::<CredentialsError>(error) {
+        let reason = without_credentials(error);
+        return match error {
+            CredentialsError::ProviderTimedOut(_) => failed(format!("{what}: {reason}")),
+            _ => OriginError::Denied { origin: LABEL.into(), what: what.into(), reason },
+        };
     }
     let reason = chain_of(error);
     match error {
         SdkError::ConstructionFailure(_) => OriginError::Ours(format!("cannot ask S3 for {what}: {reason}")),
         _ => failed(format!("{what}: {reason}")),
     }
+}
+
+/// Where S3 says the bucket is, when it answers that it is elsewhere.
+pub(super) fn region<E>(error: &SdkError<E, HttpResponse>) -> Option<String>
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    let SdkError::ServiceError(answer) = error else { return None };
+    let code = answer.err().code().unwrap_or_default();
+    let is_elsewhere = match answer.raw().status().as_u16() {
+        301 | 307 => true,
+        // HEAD has no body, hence no code.
+        400 => matches!(code, "" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException"),
+        _ => false,
+    };
+    let named = answer.raw().headers().get("x-amz-bucket-region").filter(|_| is_elsewhere)?;
+    let is_name = named.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    (is_name && !named.is_empty()).then(|| named.to_owned())
 }
 
 /// An origin that misbehaved.
@@ -50,6 +65,16 @@ fn refused(answer: &HttpResponse, error: &impl ProvideErrorMetadata, what: &str)
         (404, _) => OriginError::NotFound { origin, what },
         // With If-Match, a range beyond the end means that the object is another one.
         (412 | 416, _) => OriginError::Changed { origin, what },
+        // KMS has a quota of its own per region; S3 passes its refusal on with 400.
+        (_, code) if code.contains("KMS.Throttling") || code == "ThrottlingException" => {
+            OriginError::Throttled {
+                origin: format!("KMS, behind {origin},"),
+                retry_after: retry_after(answer),
+            }
+        }
+        (_, code) if code.starts_with("KMS.") => {
+            OriginError::Denied { origin, what, reason: denial(code, error.message()) }
+        }
         (429 | 503, _) | (_, "SlowDown" | "RequestLimitExceeded" | "Throttling") => {
             OriginError::Throttled { origin, retry_after: retry_after(answer) }
         }
@@ -71,7 +96,16 @@ fn refused(answer: &HttpResponse, error: &impl ProvideErrorMetadata, what: &str)
 }
 
 fn denial(code: &str, message: Option<&str>) -> String {
+    let is_about_key = message.is_some_and(|message| message.contains("kms:") || message.contains("KMS"));
     let hint = match code {
+        "KMS.DisabledException" | "KMS.KMSInvalidStateException" => {
+            "the KMS key that the object is encrypted with is disabled or about to be deleted"
+        }
+        "KMS.NotFoundException" => "the KMS key that the object is encrypted with does not exist any more",
+        code if code.starts_with("KMS.") || is_about_key => {
+            "the object may be read, but its KMS key not used: the daemon's role needs kms:Decrypt on the key, and \
+             the key's policy must allow it"
+        }
         "InvalidObjectState" => "the object is archived; restore it first",
         "ExpiredToken" | "TokenRefreshRequired" => "the daemon's AWS credentials have expired",
         "InvalidAccessKeyId" | "SignatureDoesNotMatch" => {
@@ -99,20 +133,6 @@ fn elsewhere(answer: &HttpResponse, what: &str) -> String {
 /// `Retry-After` in seconds; its date form is not used by object stores.
 fn retry_after(answer: &HttpResponse) -> Option<Duration> {
     answer.headers().get("retry-after")?.trim().parse().ok().map(Duration::from_secs)
-}
-
-/// The error and its causes: the SDK's own Display says only "dispatch failure".
-pub(super) fn chain_of(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            let _ = write!(text, ": {part}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// The first error of type `T` among `error` and its causes.

@@ -5,6 +5,7 @@
 //! writes. Only what the allow-list names is asked for, whatever the credentials would permit.
 //! This module refuses to retry ranges (the engine knows better whom to ask next) and to interpret ETags.
 
+mod checksum;
 mod config;
 mod failure;
 mod object;
@@ -12,26 +13,33 @@ mod object;
 pub(crate) mod stub;
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_config::retry::RetryConfig;
-use aws_config::timeout::TimeoutConfig;
-use aws_config::{AppName, BehaviorVersion};
 use aws_sdk_s3::Client;
+use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::config::{
-    Region, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
+    Builder as Overrides, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    StalledStreamProtectionConfig,
 };
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
-use aws_smithy_http_client::{Builder, tls};
+use aws_sdk_s3::types::{ChecksumMode, ObjectAttributes, ObjectPart, RequestPayer};
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
+pub use checksum::{Claim, Hasher, Sum, SumKind};
 pub use config::{AllowList, RuleError, S3Config};
 pub use object::S3Object;
 
+use super::aws;
+pub use super::aws::APP_NAME;
+use super::care::Care;
+use super::recent::Recent;
 use super::{Kind, Metrics, OriginError, OriginMetrics, Outcome};
-use crate::content::{ETag, ObjectVersion};
+use crate::content::{ByteRange, ETag, ObjectVersion};
 
 /// This origin in metrics and messages.
 const LABEL: &str = "s3";
@@ -42,17 +50,17 @@ const LAST_RESORT_REGION: &str = "us-east-1";
 /// Attempts of the SDK for HEAD and LIST, which are small and on somebody's critical path. Ranges get one.
 const METADATA_ATTEMPTS: u32 = 3;
 
-/// Idle connections kept per host: what a node uses at full speed (about 140 at 100 Gbit/s, `facts/wire.md` 5).
-const IDLE_CONNECTIONS: usize = 160;
-
-/// S3 closes idle connections after a few seconds; dropping them first avoids the race.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
-
 /// Objects one listing may return: 200 bytes each make 20 MB. A checkpoint has hundreds of files, not thousands.
 pub const MAX_LISTED: usize = 100_000;
 
-/// In the `User-Agent` of every request, by which the S3 face knows a daemon that was pointed at itself.
-pub const APP_NAME: &str = "windlass";
+/// Buckets whose region is remembered because it is not the configured one.
+const REMEMBERED_REGIONS: usize = 1024;
+
+/// Parts one `GetObjectAttributes` returns, S3's limit; an object has at most ten times as many.
+const PARTS_PER_PAGE: i32 = 1000;
+
+/// Most parts of an object, S3's limit: who says more is not believed.
+const MAX_PARTS: usize = 10_000;
 
 /// The object store, as one node's credentials see it.
 #[derive(Clone, Debug)]
@@ -66,6 +74,9 @@ struct Inner {
     metrics: OriginMetrics,
     /// Made at the first request: finding the region may ask the instance metadata, and start-up must not wait.
     client: OnceCell<Client>,
+    /// Regions that S3 named when it was asked in another.
+    regions: Mutex<Recent<String, String>>,
+    care: Arc<Care>,
 }
 
 /// A pinned object and what its HEAD says.
@@ -95,6 +106,14 @@ pub struct Checksums {
     pub sha256: Option<String>,
     /// `FULL_OBJECT` or `COMPOSITE`.
     pub kind: Option<String>,
+}
+
+/// One part of an object that was uploaded in several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub number: u32,
+    pub range: ByteRange,
+    pub sum: Sum,
 }
 
 /// One object of a listing; its version is pinned.
@@ -128,7 +147,9 @@ impl S3Origin {
     #[must_use]
     pub fn new(config: S3Config, metrics: &Metrics) -> Self {
         let metrics = metrics.origin(LABEL);
-        Self { inner: Arc::new(Inner { config, metrics, client: OnceCell::new() }) }
+        let care = Care::new(metrics.clone(), Duration::from_millis(config.stall_timeout_ms));
+        let regions = Mutex::new(Recent::new(REMEMBERED_REGIONS));
+        Self { inner: Arc::new(Inner { config, metrics, client: OnceCell::new(), regions, care }) }
     }
 
     /// Pins the current version of an object, or the one `version_id` names.
@@ -150,8 +171,10 @@ impl S3Origin {
             .bucket(bucket)
             .key(key)
             .set_version_id(version_id.map(Into::into))
-            .checksum_mode(aws_sdk_s3::types::ChecksumMode::Enabled);
-        let answer = request.send().await.map_err(|error| failure::classify(&error, &what));
+            .set_request_payer(self.payer())
+            .checksum_mode(ChecksumMode::Enabled);
+        let send = |over| request.clone().customize().config_override(over).send();
+        let answer = self.in_region(bucket, &what, send).await;
         self.inner.metrics.request(Kind::Metadata, Outcome::of(&answer));
         pin(bucket, key, answer?).ok_or_else(|| failure::failed(format!("{what}: no ETag or no length")))
     }
@@ -192,9 +215,11 @@ impl S3Origin {
             .set_delimiter(page.delimiter.clone())
             .set_continuation_token(page.continuation_token.clone())
             .set_start_after(page.start_after.clone())
+            .set_request_payer(self.payer())
             .set_max_keys(page.max_keys);
         let what = url_of(bucket, &page.prefix);
-        let answer = request.send().await.map_err(|error| failure::classify(&error, &what));
+        let send = |over| request.clone().customize().config_override(over).send();
+        let answer = self.in_region(bucket, &what, send).await;
         self.inner.metrics.request(Kind::Metadata, Outcome::of(&answer));
         let answer = answer?;
         let objects = answer.contents().iter().filter_map(|object| listed(bucket, object)).collect();
@@ -212,10 +237,52 @@ impl S3Origin {
     /// See [`OriginError`].
     pub async fn head_bucket(&self, bucket: &str) -> Result<(), OriginError> {
         self.permit_bucket(bucket)?;
-        let answer = self.client().await.head_bucket().bucket(bucket).send().await;
-        let answer = answer.map_err(|error| failure::classify(&error, &format!("s3://{bucket}")));
+        let request = self.client().await.head_bucket().bucket(bucket);
+        let send = |over| request.clone().customize().config_override(over).send();
+        let answer = self.in_region(bucket, &format!("s3://{bucket}"), send).await;
         self.inner.metrics.request(Kind::Metadata, Outcome::of(&answer));
         answer.map(drop)
+    }
+
+    /// The parts that the object was uploaded in, with their sums of `kind`; empty when S3 does not keep them.
+    ///
+    /// # Errors
+    /// See [`OriginError`]; `Denied` without the permission `s3:GetObjectAttributes`.
+    pub async fn parts(
+        &self,
+        version: &ObjectVersion,
+        version_id: Option<&str>,
+        kind: SumKind,
+    ) -> Result<Vec<Part>, OriginError> {
+        let what = url_of(&version.bucket, &version.key);
+        let mut parts = Vec::new();
+        let mut after = None;
+        loop {
+            let request = self
+                .client()
+                .await
+                .get_object_attributes()
+                .bucket(&version.bucket)
+                .key(&version.key)
+                .set_version_id(version_id.map(Into::into))
+                .set_request_payer(self.payer())
+                .object_attributes(ObjectAttributes::ObjectParts)
+                .max_parts(PARTS_PER_PAGE)
+                .set_part_number_marker(after.take());
+            let send = |over| request.clone().customize().config_override(over).send();
+            let answer = self.in_region(&version.bucket, &what, send).await;
+            self.inner.metrics.request(Kind::Metadata, Outcome::of(&answer));
+            let answer = answer?;
+            let Some(page) = answer.object_parts() else { return Ok(parts) };
+            for part in page.parts() {
+                parts.extend(next_part(&parts, part, kind));
+            }
+            after =
+                page.next_part_number_marker().filter(|_| page.is_truncated() == Some(true)).map(Into::into);
+            if after.is_none() || page.parts().is_empty() || parts.len() >= MAX_PARTS {
+                return Ok(parts);
+            }
+        }
     }
 
     /// The region that requests are signed for.
@@ -246,28 +313,51 @@ impl S3Origin {
         if self.inner.config.buckets.knows(bucket) { Ok(()) } else { Err(not_allowed(bucket, "")) }
     }
 
+    /// Sends a request in the bucket's region: in the configured one at first, and where S3 says the bucket is when it
+    /// is not there.
+    async fn in_region<T, E, F>(
+        &self,
+        bucket: &str,
+        what: &str,
+        send: impl Fn(Overrides) -> F,
+    ) -> Result<T, OriginError>
+    where
+        F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+        E: ProvideErrorMetadata + Error + 'static,
+    {
+        let known = self.inner.regions.lock().get(&bucket.to_owned()).cloned();
+        let over = |region: Option<&String>| match region {
+            Some(region) => Overrides::new().region(Region::new(region.clone())),
+            None => Overrides::new(),
+        };
+        let error = match send(over(known.as_ref())).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let Some(region) = failure::region(&error).filter(|region| known.as_ref() != Some(region)) else {
+            return Err(failure::classify(&error, what));
+        };
+        tracing::info!(bucket, region, "the bucket is in another region than `s3.region`: asking there");
+        self.inner.regions.lock().insert(bucket.to_owned(), region.clone());
+        send(over(Some(&region))).await.map_err(|error| failure::classify(&error, what))
+    }
+
+    /// Who pays for requests, as the header says it.
+    fn payer(&self) -> Option<RequestPayer> {
+        self.inner.config.requester_pays.then_some(RequestPayer::Requester)
+    }
+
     async fn client(&self) -> &Client {
         self.inner.client.get_or_init(|| connect(&self.inner.config)).await
     }
 }
 
 async fn connect(config: &S3Config) -> Client {
-    let http = Builder::new()
-        .tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc))
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS)
-        .build_https();
-    let timeouts = TimeoutConfig::builder()
-        .connect_timeout(Duration::from_millis(config.connect_timeout_ms))
-        .read_timeout(Duration::from_millis(config.first_byte_timeout_ms))
-        .build();
-    let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http)
-        .timeout_config(timeouts)
+    let timeouts = (config.connect_timeout_ms, config.first_byte_timeout_ms);
+    let mut loader = aws::loader(Duration::from_millis(timeouts.0), Duration::from_millis(timeouts.1))
         .retry_config(RetryConfig::standard().with_max_attempts(METADATA_ATTEMPTS))
         // It fails whatever is slower than its idea of slow; our own clock is on the body.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-        .app_name(AppName::new(APP_NAME).expect("letters only"))
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
     if let Some(region) = &config.region {
@@ -329,6 +419,22 @@ fn pin(bucket: &str, key: &str, head: HeadObjectOutput) -> Option<ObjectHead> {
 /// Buckets whose versioning is suspended answer with the literal `null`, which is the latest version and changes.
 fn real_version_id(id: Option<&str>) -> Option<String> {
     id.filter(|id| *id != "null").map(Into::into)
+}
+
+/// The part after `before`; `None` when it lacks its size or its sum.
+fn next_part(before: &[Part], part: &ObjectPart, kind: SumKind) -> Option<Part> {
+    let start = before.last().map_or(0, |part| part.range.end());
+    let text = match kind {
+        SumKind::Crc64Nvme => part.checksum_crc64_nvme(),
+        SumKind::Crc32c => part.checksum_crc32_c(),
+        SumKind::Crc32 => part.checksum_crc32(),
+        SumKind::Sha256 => part.checksum_sha256(),
+    };
+    Some(Part {
+        number: u32::try_from(part.part_number()?).ok()?,
+        range: ByteRange::new(start, start.checked_add(u64::try_from(part.size()?).ok()?)?),
+        sum: Sum::parse(kind, text?)?,
+    })
 }
 
 /// `None` for an entry without a key, a size or an ETag, which cannot be pinned.

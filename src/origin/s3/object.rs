@@ -1,8 +1,10 @@
 //! Ranges of one pinned object.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_config::retry::RetryConfig;
+use aws_sdk_s3::config::Builder as Overrides;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
 use futures_util::future::BoxFuture;
@@ -10,6 +12,8 @@ use futures_util::{StreamExt, stream};
 
 use super::{LABEL, S3Origin, failure, url_of};
 use crate::content::{ByteRange, ObjectVersion};
+use crate::origin::aws::chain_of;
+use crate::origin::care::Opener;
 use crate::origin::{Body, Delivery, Kind, OriginError, Outcome, Source};
 
 /// One object version at S3.
@@ -22,11 +26,16 @@ pub struct S3Object {
 
 impl Source for S3Object {
     fn read(&self, range: ByteRange) -> BoxFuture<'_, Result<Body, OriginError>> {
-        Box::pin(async move {
-            let answer = self.get(range).await;
-            self.origin.inner.metrics.request(Kind::Content, Outcome::of(&answer));
-            Ok(self.body(answer?.body, range))
-        })
+        let this = self.clone();
+        let open: Opener = Box::new(move |range| {
+            let this = this.clone();
+            Box::pin(async move {
+                let answer = this.get(range).await;
+                this.origin.inner.metrics.request(Kind::Content, Outcome::of(&answer));
+                Ok(this.body(answer?.body, range))
+            })
+        });
+        Box::pin(Arc::clone(&self.origin.inner.care).read(open, range))
     }
 
     fn label(&self) -> &str {
@@ -38,7 +47,6 @@ impl S3Object {
     async fn get(&self, range: ByteRange) -> Result<GetObjectOutput, OriginError> {
         let ObjectVersion { bucket, key, etag, .. } = &self.version;
         self.origin.permit(bucket, key)?;
-        let once = aws_sdk_s3::config::Builder::new().retry_config(RetryConfig::disabled());
         let request = self
             .origin
             .client()
@@ -49,9 +57,12 @@ impl S3Object {
             .range(range.to_header())
             .if_match(&etag.0)
             .set_version_id(self.version_id.clone())
-            .customize()
-            .config_override(once);
-        let answer = request.send().await.map_err(|error| failure::classify(&error, &self.url()))?;
+            .set_request_payer(self.origin.payer());
+        let send = |over: Overrides| {
+            let once = over.retry_config(RetryConfig::disabled());
+            request.clone().customize().config_override(once).send()
+        };
+        let answer = self.origin.in_region(bucket, &self.url(), send).await?;
         check(&self.version, range, &answer)?;
         Ok(answer)
     }
@@ -65,8 +76,7 @@ impl S3Object {
         let what = self.url();
         let pieces =
             stream::unfold(bytes, |mut bytes| async { bytes.next().await.map(|piece| (piece, bytes)) });
-        let pieces =
-            pieces.map(move |piece| piece.map_err(|error| format!("{what}: {}", failure::chain_of(&error))));
+        let pieces = pieces.map(move |piece| piece.map_err(|error| format!("{what}: {}", chain_of(&error))));
         let progress_timeout = Duration::from_millis(self.origin.inner.config.stall_timeout_ms);
         let metrics = self.origin.inner.metrics.clone();
         Delivery { skip: 0, want: range.len(), progress_timeout, metrics }.from(pieces)

@@ -34,6 +34,8 @@ pub(crate) enum Fault {
     Stall(usize),
     IgnoreRange,
     IgnoreIfMatch,
+    /// The byte at this offset of the object is wrong.
+    Corrupt(usize),
 }
 
 type StubBody = BoxBody<Bytes, std::io::Error>;
@@ -41,6 +43,10 @@ type StubBody = BoxBody<Bytes, std::io::Error>;
 #[derive(Default)]
 struct State {
     objects: BTreeMap<(String, String), (Bytes, String)>,
+    /// What else HEAD says of an object.
+    said: BTreeMap<String, Vec<(String, String)>>,
+    /// What `GetObjectAttributes` answers.
+    attributes: BTreeMap<String, String>,
     faults: Vec<(String, Fault)>,
     requests: Vec<String>,
 }
@@ -95,6 +101,16 @@ impl Stub {
         self.state.lock().objects.insert((bucket.into(), key.into()), (bytes, etag));
     }
 
+    /// HEAD of `path` answers with this header too.
+    pub(crate) fn say(&self, path: &str, name: &str, value: &str) {
+        self.state.lock().said.entry(path.into()).or_default().push((name.into(), value.into()));
+    }
+
+    /// `GetObjectAttributes` of `path` answers with this document; without one it is refused.
+    pub(crate) fn tell_attributes(&self, path: &str, xml: &str) {
+        self.state.lock().attributes.insert(path.into(), xml.into());
+    }
+
     /// The next GET of `path` meets `fault`.
     pub(crate) fn fault(&self, path: &str, fault: Fault) {
         self.state.lock().faults.push((path.into(), fault));
@@ -114,6 +130,10 @@ impl Stub {
         if key.is_empty() && query.contains("list-type=2") {
             return state.list(bucket, query);
         }
+        if query.contains("attributes") {
+            let told = state.attributes.get(&path).cloned();
+            return told.map_or_else(|| refuse(403, "AccessDenied"), |xml| Response::new(full(xml.into())));
+        }
         let fault = match state.faults.iter().position(|(at, _)| *at == path) {
             Some(index) if request.method() == Method::GET => Some(state.faults.remove(index).1),
             _ => None,
@@ -128,12 +148,13 @@ impl Stub {
         if wrong && !matches!(fault, Some(Fault::IgnoreIfMatch)) {
             return refuse(412, "PreconditionFailed");
         }
-        State::object(request, bytes, &etag, fault)
+        state.object(request, bytes, &etag, fault)
     }
 }
 
 impl State {
     fn object(
+        &self,
         request: &Request<Incoming>,
         bytes: Bytes,
         etag: &str,
@@ -146,9 +167,20 @@ impl State {
             .header("last-modified", "Wed, 12 Oct 2022 17:50:00 GMT")
             .header("x-amz-meta-flavour", "plain");
         if request.method() == Method::HEAD {
+            for (name, value) in self.said.get(request.uri().path()).into_iter().flatten() {
+                response = response.header(name, value);
+            }
             return response.header("content-length", size).body(empty()).unwrap();
         }
         let range = header(request.headers(), "range").and_then(RangeHeader::parse);
+        let bytes = match fault {
+            Some(Fault::Corrupt(at)) => {
+                let mut wrong = bytes.to_vec();
+                wrong[at] ^= 1;
+                wrong.into()
+            }
+            _ => bytes,
+        };
         let body = match range.filter(|_| !matches!(fault, Some(Fault::IgnoreRange))) {
             Some(range) => {
                 let range = range.resolve(size as u64).unwrap();
@@ -242,6 +274,9 @@ fn log_line(request: &Request<Incoming>) -> String {
     }
     if let Some(etag) = header(request.headers(), "if-match") {
         let _ = write!(line, " if-match {etag}");
+    }
+    if let Some(payer) = header(request.headers(), "x-amz-request-payer") {
+        let _ = write!(line, " payer {payer}");
     }
     line
 }

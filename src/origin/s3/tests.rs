@@ -75,13 +75,15 @@ async fn what_s3_refuses_keeps_its_meaning() {
         read(&object, 0, 10).await.unwrap_err()
     };
     assert!(matches!(refuse(404, "NoSuchKey").await, OriginError::NotFound { .. }));
-    let slow = refuse(503, "SlowDown").await;
-    assert!(matches!(slow, OriginError::Throttled { retry_after: Some(_), .. }), "{slow}");
     assert!(refuse(500, "InternalError").await.is_transient());
     let denied = refuse(403, "AccessDenied").await.to_string();
     assert!(denied.contains("s3:GetObject") && denied.contains("s3:ListBucket"), "{denied}");
-    let elsewhere = refuse(301, "PermanentRedirect").await.to_string();
-    assert!(elsewhere.contains("region = \"eu-west-1\""), "{elsewhere}");
+    let key = refuse(400, "KMS.DisabledException").await.to_string();
+    assert!(key.contains("KMS key") && key.contains("disabled"), "{key}");
+    let quota = refuse(400, "KMS.ThrottlingException").await;
+    assert!(matches!(quota, OriginError::Throttled { .. }) && quota.to_string().contains("KMS"), "{quota}");
+    let slow = refuse(503, "SlowDown").await;
+    assert!(matches!(slow, OriginError::Throttled { retry_after: Some(_), .. }), "{slow}");
     let missing = stub.origin().head("models", "nothing", None).await.unwrap_err();
     assert_eq!(missing.to_string(), "s3://models/nothing does not exist at s3");
 }
@@ -91,14 +93,69 @@ async fn a_body_that_ends_early_or_stands_still_is_an_error() {
     let stub = Stub::start().await;
     stub.put("models", "a", bytes_of(1, 1000));
     let object = pinned(&stub.origin(), "a").await;
-    stub.fault("/models/a", Fault::Short(100));
-    assert!(read(&object, 0, 1000).await.unwrap_err().is_transient());
-    stub.fault("/models/a", Fault::Stall(100));
-    assert!(read(&object, 0, 1000).await.unwrap_err().is_transient());
+    for fault in [Fault::Short(100), Fault::Stall(100)] {
+        (0..4).for_each(|_| stub.fault("/models/a", fault));
+        assert!(read(&object, 0, 1000).await.unwrap_err().is_transient(), "{fault:?}");
+    }
     stub.fault("/models/a", Fault::IgnoreRange);
     let error = read(&object, 5, 10).await.unwrap_err().to_string();
     assert!(error.contains("ignores ranges"), "{error}");
     assert_eq!(read(&object, 0, 1000).await.unwrap(), bytes_of(1, 1000));
+}
+
+#[tokio::test]
+async fn a_bucket_elsewhere_is_asked_where_s3_says_it_is() {
+    let stub = Stub::start().await;
+    stub.put("models", "a", bytes_of(1, 1000));
+    let origin = stub.origin();
+    let object = pinned(&origin, "a").await;
+    stub.fault("/models/a", Fault::Refuse(301, "PermanentRedirect"));
+    let before = stub.requests().len();
+    assert_eq!(read(&object, 0, 1000).await.unwrap(), bytes_of(1, 1000));
+    assert_eq!(stub.requests().len(), before + 2, "asked again in eu-west-1");
+    // In the region that S3 named it says so again: somebody must look.
+    stub.fault("/models/a", Fault::Refuse(301, "PermanentRedirect"));
+    let elsewhere = read(&object, 0, 10).await.unwrap_err().to_string();
+    assert!(elsewhere.contains("region = \"eu-west-1\""), "{elsewhere}");
+}
+
+#[tokio::test]
+async fn who_pays_is_said_when_the_requester_does() {
+    let stub = Stub::start().await;
+    stub.put("models", "a", bytes_of(1, 1000));
+    for requester_pays in [false, true] {
+        let origin = S3Origin::new(S3Config { requester_pays, ..stub.config() }, &Metrics::default());
+        let object = pinned(&origin, "a").await;
+        read(&object, 0, 10).await.unwrap();
+        origin.list("models", "").await.unwrap();
+        let said = stub.requests().iter().filter(|line| line.ends_with(" payer requester")).count();
+        assert_eq!(said, if requester_pays { 3 } else { 0 }, "{:?}", stub.requests());
+    }
+}
+
+#[tokio::test]
+async fn parts_are_told_with_their_places() {
+    let stub = Stub::start().await;
+    stub.put("models", "a", bytes_of(1, 1000));
+    let origin = stub.origin();
+    let version = origin.head("models", "a", None).await.unwrap().version;
+    assert!(matches!(origin.parts(&version, None, SumKind::Crc32c).await, Err(OriginError::Denied { .. })));
+    let part = |number, size| {
+        format!(
+            "<Part><PartNumber>{number}</PartNumber><Size>{size}</Size><ChecksumCRC32C>4waSgw==</ChecksumCRC32C></Part>"
+        )
+    };
+    let xml = format!(
+        "<GetObjectAttributesResponse><ObjectParts><PartsCount>2</PartsCount><IsTruncated>false</IsTruncated>{}{}\
+         </ObjectParts></GetObjectAttributesResponse>",
+        part(1, 600),
+        part(2, 400)
+    );
+    stub.tell_attributes("/models/a", &xml);
+    let parts = origin.parts(&version, None, SumKind::Crc32c).await.unwrap();
+    let places: Vec<_> = parts.iter().map(|part| (part.number, part.range)).collect();
+    assert_eq!(places, [(1, ByteRange::new(0, 600)), (2, ByteRange::new(600, 1000))]);
+    assert!(origin.parts(&version, None, SumKind::Crc32).await.unwrap().is_empty(), "of another kind");
 }
 
 #[tokio::test]
