@@ -332,6 +332,19 @@ impl Content {
         });
     }
 
+    /// Fetches the chunks of `range` again from the origin, for they are not what they should be.
+    ///
+    /// # Errors
+    /// When the origin does not deliver, or the disk cannot hold it.
+    pub async fn redo(&self, range: ByteRange) -> Result<(), ReadError> {
+        seal::redo(&self.open, self.open.layout.chunks_of(range).collect()).await
+    }
+
+    /// Drops the chunks of `range` from the store: they are wrong, and so is what the origin sends.
+    pub async fn discard(&self, range: ByteRange) {
+        seal::discard(&self.open, self.open.layout.chunks_of(range).collect()).await;
+    }
+
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.open.progress()

@@ -3,8 +3,9 @@
 //! Invariant: exit code 0 means that the daemon said `done`: every file is in place and whole. An answer that breaks
 //! off is a failure, whatever came before. Going away cancels the fetch at the daemon.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -25,7 +26,8 @@ const LINE_BYTES_MAX: usize = 1 << 20;
 #[command(after_help = "Running the same command again continues where the last one ended.\n\n\
     Examples:\n  windlass fetch s3://models/llama-70b/ /models/llama-70b\n  \
     windlass fetch s3://models/llama-70b/ /models/llama-70b --include '*.safetensors' --include '*.json'\n  \
-    windlass fetch s3://models/a.bin s3://models/b.bin /models/")]
+    windlass fetch s3://models/a.bin s3://models/b.bin /models/\n  \
+    windlass fetch 's3://models/a.bin?versionId=3HL4kqt' /models/a.bin")]
 pub struct Args {
     /// Objects, or prefixes
     #[arg(required = true, value_name = "s3://BUCKET/KEY")]
@@ -43,6 +45,9 @@ pub struct Args {
     /// share blocks
     #[arg(long)]
     no_hard_link: bool,
+    /// Files must have these SHA-256s: a list as `sha256sum` writes it, with paths relative to DEST
+    #[arg(long, value_name = "FILE")]
+    sha256_file: Option<PathBuf>,
     /// Print the daemon's events as they come, one JSON object per line
     #[arg(long)]
     json: bool,
@@ -75,6 +80,7 @@ async fn fetch(args: &Args) -> anyhow::Result<()> {
         include: args.include.clone(),
         exclude: args.exclude.clone(),
         no_hard_link: args.no_hard_link,
+        sha256: sums(args.sha256_file.as_deref())?,
     };
     let request = serde_json::to_vec(&request)?;
     let response = Daemon::from(&args.socket).post(fetch::PATH, request.into()).await?;
@@ -95,6 +101,13 @@ async fn fetch(args: &Args) -> anyhow::Result<()> {
         }
     }
     bail!("the daemon went away before the fetch was done; run the same command again to continue")
+}
+
+/// What `--sha256-file` lists. Read here: the file is the caller's, and the daemon may not see it.
+fn sums(file: Option<&Path>) -> anyhow::Result<BTreeMap<String, String>> {
+    let Some(file) = file else { return Ok(BTreeMap::new()) };
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    fetch::read_sums(&text).with_context(|| file.display().to_string())
 }
 
 /// The lines of a body.

@@ -3,13 +3,13 @@
 //! Invariant: progress goes to stderr, the summary alone to stdout. A line is readable by itself, for a log collector
 //! shows it between other programs' lines.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 
-use crate::fetch::{Event, Shares, Summary};
+use crate::fetch::{Event, Shares, Summary, Verified};
 use crate::store::Method;
 
 /// Between two progress lines of a log.
@@ -29,6 +29,9 @@ pub(super) struct Display {
     kept_bytes: u64,
     /// Files placed, by method.
     methods: BTreeMap<&'static str, u64>,
+    /// What files were compared with, and why one was not.
+    sums: BTreeSet<String>,
+    not_verified: Option<String>,
 }
 
 impl Display {
@@ -42,6 +45,8 @@ impl Display {
             bytes: 0,
             kept_bytes: 0,
             methods: BTreeMap::new(),
+            sums: BTreeSet::new(),
+            not_verified: None,
         }
     }
 
@@ -61,7 +66,11 @@ impl Display {
                 self.line(&format!("{} in {}{kept}", HumanBytes(*bytes), count(*files, "file")))
             }
             Event::Progress { files_done, shares } => self.progress(*files_done, *shares, Instant::now()),
-            Event::File { method, .. } => {
+            Event::File { method, verified_by, not_verified_by_s3, .. } => {
+                self.sums.extend(verified_by.iter().cloned());
+                if verified_by.is_empty() {
+                    self.not_verified.clone_from(not_verified_by_s3);
+                }
                 *self.methods.entry(name_of(*method)).or_default() += 1;
                 Ok(())
             }
@@ -132,12 +141,30 @@ impl Display {
             moved => format!(" ({}/s)", HumanBytes(per_second(moved, time))),
         };
         format!(
-            "{}, {} in {:.1} s{rate}: {}; placed {placed}",
+            "{}, {} in {:.1} s{rate}: {}; placed {placed}; {}",
             count(summary.files, "file"),
             HumanBytes(summary.bytes),
             summary.seconds,
             by_source(summary.shares),
+            self.verified(summary.verified),
         )
+    }
+
+    /// What was compared with a checksum, and what was not.
+    fn verified(&self, verified: Verified) -> String {
+        let mut parts = Vec::new();
+        if verified.now_files > 0 {
+            let by: Vec<_> = self.sums.iter().map(String::as_str).collect();
+            parts.push(format!("{} verified as a whole by {}", verified.now_files, by.join(", ")));
+        }
+        if verified.by_nothing_files > 0 {
+            let why = self.not_verified.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
+            parts.push(format!("{} not verified as a whole{why}", verified.by_nothing_files));
+        }
+        if verified.kept_files > 0 {
+            parts.push(format!("{} in place before", verified.kept_files));
+        }
+        parts.join(", ")
     }
 
     fn line(&self, text: &str) -> io::Result<()> {
@@ -248,10 +275,14 @@ mod tests {
             "50.00 MiB of 100.00 MiB, 10.00 MiB/s, 5s left, peers 60 % origin 20 % local 20 %, 2/8 files"
         );
         display.methods.insert("reflink", 8);
-        let summary = Summary { files: 8, bytes: 50 * MIB, seconds: 2.0, shares };
+        let verified = Verified { now_files: 6, by_nothing_files: 2, ..Verified::default() };
+        let summary = Summary { files: 8, bytes: 50 * MIB, seconds: 2.0, shares, verified };
+        display.sums.insert("crc64nvme".into());
+        display.not_verified = Some("S3 keeps no checksum of it".into());
         assert_eq!(
             display.summary(&summary),
-            "8 files, 50.00 MiB in 2.0 s (20.00 MiB/s): peers 60 % origin 20 % local 20 %; placed 8 by reflink"
+            "8 files, 50.00 MiB in 2.0 s (20.00 MiB/s): peers 60 % origin 20 % local 20 %; placed 8 by reflink; \
+             6 verified as a whole by crc64nvme, 2 not verified as a whole (S3 keeps no checksum of it)"
         );
     }
 
@@ -259,7 +290,13 @@ mod tests {
     fn nothing_divides_by_zero() {
         let display = Display::new(false);
         assert!(display.progress_text(0, Shares::default()).starts_with("0 B of 0 B, 0 B/s, waiting"));
-        let summary = Summary { files: 1, bytes: 0, seconds: 0.0, shares: Shares::default() };
+        let summary = Summary {
+            files: 1,
+            bytes: 0,
+            seconds: 0.0,
+            shares: Shares::default(),
+            verified: Verified::default(),
+        };
         assert!(display.summary(&summary).starts_with("1 file, 0 B in 0.0 s: "));
     }
 }

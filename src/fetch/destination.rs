@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::plan::PlannedFile;
 use crate::content::ObjectVersion;
@@ -21,6 +22,9 @@ pub(super) const LEDGER: &str = ".windlass-fetch.jsonl";
 
 /// A longer ledger is begun anew: 200 bytes a file, [`crate::origin::s3::MAX_LISTED`] files, placed three times each.
 const LEDGER_BYTES_MAX: u64 = 64 << 20;
+
+/// Bytes read before they are hashed: few system calls, and no more than the processor's cache holds.
+const HASHED_AT_ONCE: usize = 256 << 10;
 
 /// A directory that files can be placed in.
 pub(super) struct Destination {
@@ -84,6 +88,12 @@ impl Destination {
             && modified_ns(&metadata) == record.modified_ns
     }
 
+    /// Whether the file that lies there has the bytes that the caller says it has. Reads it whole; blocks.
+    pub(super) fn is_as_said(&self, file: &PlannedFile) -> bool {
+        let Some(said) = &file.sha256 else { return true };
+        sha256_of(&self.target(file)).is_ok_and(|is| is[..] == *said.as_bytes())
+    }
+
     /// Remembers that the file was placed just now. Blocks.
     pub(super) fn record(&self, file: &PlannedFile) -> io::Result<()> {
         let metadata = fs::symlink_metadata(self.target(file))?;
@@ -95,6 +105,20 @@ impl Destination {
         let mut line = serde_json::to_vec(&record)?;
         line.push(b'\n');
         self.ledger.lock().write_all(&line)
+    }
+}
+
+fn sha256_of(path: &Path) -> io::Result<Vec<u8>> {
+    let mut reader = BufReader::with_capacity(HASHED_AT_ONCE, File::open(path)?);
+    let mut hasher = Sha256::new();
+    loop {
+        let read = reader.fill_buf()?;
+        if read.is_empty() {
+            return Ok(hasher.finalize().to_vec());
+        }
+        hasher.update(read);
+        let read = read.len();
+        reader.consume(read);
     }
 }
 
@@ -121,7 +145,7 @@ mod tests {
     fn file(path: &str, etag: &str) -> PlannedFile {
         let version =
             ObjectVersion { bucket: "models".into(), key: path.into(), etag: ETag(etag.into()), size: 5 };
-        PlannedFile { version, version_id: None, path: path.into() }
+        PlannedFile { version, version_id: None, is_fixed: false, path: path.into(), sha256: None }
     }
 
     fn placed(root: &Path, name: &str) -> PlannedFile {

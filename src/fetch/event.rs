@@ -23,7 +23,17 @@ pub enum Event {
         shares: Shares,
     },
     /// A file is in place, whole.
-    File { path: String, bytes: u64, method: Method, etag: String },
+    File {
+        path: String,
+        bytes: u64,
+        method: Method,
+        etag: String,
+        /// What the whole was compared with and agreed: `crc64nvme`, `sha256 of parts`, `--sha256-file`.
+        verified_by: Vec<String>,
+        /// Why it was not compared with a checksum of S3's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        not_verified_by_s3: Option<String>,
+    },
     /// The object was overwritten while it was fetched; its new version is fetched instead.
     Changed { path: String, old_etag: String, new_etag: String, new_bytes: u64 },
     /// A file is not in place.
@@ -51,6 +61,17 @@ impl Shares {
     }
 }
 
+/// Files by whether their whole was compared with a checksum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Compared now, and equal.
+    pub now_files: u64,
+    /// In place, and compared or not when they were placed.
+    pub kept_files: u64,
+    /// There was nothing to compare with: each chunk came from S3 over TLS or had the digest that its fetcher attested.
+    pub by_nothing_files: u64,
+}
+
 /// How a fetch went.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -59,6 +80,7 @@ pub struct Summary {
     pub seconds: f64,
     #[serde(flatten)]
     pub shares: Shares,
+    pub verified: Verified,
 }
 
 #[cfg(test)]
@@ -75,7 +97,8 @@ mod tests {
             r#"{"event":"progress","files_done":4,"local_bytes":1,"peer_bytes":2,"origin_bytes":3}"#
         );
         assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event);
-        let done = Event::Done(Summary { files: 1, bytes: 6, seconds: 0.5, shares });
+        let done =
+            Event::Done(Summary { files: 1, bytes: 6, seconds: 0.5, shares, verified: Verified::default() });
         let line = serde_json::to_string(&done).unwrap();
         assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), done);
     }

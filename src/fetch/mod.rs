@@ -1,6 +1,7 @@
 //! `windlass fetch`, the daemon's half: lists, pins, fetches through the cache and places files at a destination.
 //!
-//! Invariant: a file at the destination is whole: it appears there by a rename, after the cache verified it. What the
+//! Invariant: a file at the destination is whole: it appears there by a rename, after the cache verified its chunks and
+//! `verify` its whole, as far as S3 or the caller can tell what that should be. What the
 //! destination's ledger and the file itself do not both vouch for is placed again; a size alone proves nothing. No key
 //! names a path outside the destination. Nothing is fetched before the plan is known to be possible.
 //! This module refuses to move bytes itself: the cache fetches and the store places.
@@ -11,6 +12,7 @@ mod handler;
 mod plan;
 mod request;
 mod run;
+mod verify;
 
 use std::sync::Arc;
 
@@ -26,9 +28,9 @@ use crate::cache::Cache;
 use crate::origin::s3::S3Origin;
 use crate::store::Store;
 
-pub use event::{Event, Shares, Summary};
+pub use event::{Event, Shares, Summary, Verified};
 pub use handler::ResponseBody;
-pub use request::{FetchRequest, S3Url, UrlError};
+pub use request::{FetchRequest, S3Url, SumsError, UrlError, read_sums};
 
 /// Path of the control socket's route, for `POST`.
 pub const PATH: &str = "/v1/fetch";

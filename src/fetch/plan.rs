@@ -7,7 +7,7 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 
 use super::destination::LEDGER;
 use super::request::{FetchRequest, S3Url};
-use crate::content::ObjectVersion;
+use crate::content::{Digest, ObjectVersion};
 use crate::origin::OriginError;
 use crate::origin::s3::{MAX_LISTED, S3Origin};
 
@@ -25,8 +25,12 @@ pub(super) struct Plan {
 pub(super) struct PlannedFile {
     pub(super) version: ObjectVersion,
     pub(super) version_id: Option<String>,
+    /// The source named the version: no other will do.
+    pub(super) is_fixed: bool,
     /// Relative to the root.
     pub(super) path: String,
+    /// What the caller says it is.
+    pub(super) sha256: Option<Digest>,
 }
 
 /// Why there is no plan.
@@ -48,6 +52,12 @@ pub(super) enum PlanError {
     Escapes { bucket: String, key: String, reason: &'static str },
     #[error("{first} and {second} would both be {path}; fetch them to different destinations")]
     Collision { first: String, second: String, path: String },
+    #[error(
+        "none of the {0} files that --sha256-file lists is among those to fetch; its paths are relative to the destination"
+    )]
+    NoSum(usize),
+    #[error("--sha256-file: {path}: {hex:?} is not a SHA-256")]
+    Sum { path: String, hex: String },
     #[error("more than {MAX_LISTED} objects: name longer prefixes or fetch them one after another")]
     TooMany,
 }
@@ -75,8 +85,22 @@ impl Plan {
             return Err(PlanError::NoMatch(all));
         }
         check_collisions(&files)?;
+        expect(&mut files, &request.sha256)?;
         Ok(Self { root, files })
     }
+}
+
+/// Notes what the caller says of the files. What it lists beside them is none of this fetch's business.
+fn expect(files: &mut [PlannedFile], sums: &BTreeMap<String, String>) -> Result<(), PlanError> {
+    let mut known = 0;
+    for file in files {
+        let Some(hex) = sums.get(&file.path) else { continue };
+        let digest = format!("sha256:{}", hex.to_ascii_lowercase()).parse();
+        let wrong = |_| PlanError::Sum { path: file.path.clone(), hex: hex.clone() };
+        file.sha256 = Some(digest.map_err(wrong)?);
+        known += 1;
+    }
+    if known == 0 && !sums.is_empty() { Err(PlanError::NoSum(sums.len())) } else { Ok(()) }
 }
 
 /// What a source turned out to be.
@@ -87,7 +111,8 @@ enum Found {
 
 impl Found {
     async fn at(origin: &S3Origin, source: &S3Url) -> Result<Self, PlanError> {
-        if source.key.is_empty() || source.key.ends_with('/') {
+        let is_fixed = source.version_id.is_some();
+        if !is_fixed && (source.key.is_empty() || source.key.ends_with('/')) {
             let files = list(origin, source, &source.key).await?;
             return if files.is_empty() {
                 Err(PlanError::Nothing(source.clone()))
@@ -95,13 +120,15 @@ impl Found {
                 Ok(Self::Prefix(files))
             };
         }
-        let missing = match origin.head(&source.bucket, &source.key, None).await {
+        let missing = match origin.head(&source.bucket, &source.key, source.version_id.as_deref()).await {
             Ok(head) => {
                 let path = source.key.rsplit('/').next().unwrap_or(&source.key).to_owned();
                 check_path(&head.version, &path)?;
-                let file = PlannedFile { version: head.version, version_id: head.version_id, path };
+                let version_id = source.version_id.clone().or(head.version_id);
+                let file = PlannedFile { version: head.version, version_id, is_fixed, path, sha256: None };
                 return Ok(Self::Object(file));
             }
+            Err(error) if is_fixed => return Err(error.into()),
             // Who may not list gets 403 for a missing key.
             Err(error @ (OriginError::NotFound { .. } | OriginError::Denied { .. })) => error,
             Err(error) => return Err(error.into()),
@@ -124,7 +151,8 @@ async fn list(origin: &S3Origin, source: &S3Url, prefix: &str) -> Result<Vec<Pla
             continue;
         }
         check_path(&listed.version, &path)?;
-        files.push(PlannedFile { version: listed.version, version_id: None, path });
+        let version = listed.version;
+        files.push(PlannedFile { version, version_id: None, is_fixed: false, path, sha256: None });
     }
     Ok(files)
 }
@@ -227,6 +255,7 @@ mod tests {
             include: Vec::new(),
             exclude: Vec::new(),
             no_hard_link: false,
+            sha256: BTreeMap::new(),
         }
     }
 

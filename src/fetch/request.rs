@@ -1,5 +1,6 @@
 //! What a client asks for: one JSON object.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -24,14 +25,53 @@ pub struct FetchRequest {
     /// system cannot reflink.
     #[serde(default)]
     pub no_hard_link: bool,
+    /// SHA-256 in hexadecimal of files, by path relative to the destination: they must match.
+    #[serde(default)]
+    pub sha256: BTreeMap<String, String>,
 }
 
-/// `s3://bucket/key`. The key is literal: nothing is decoded, and it may be empty.
+/// `s3://bucket/key` or `s3://bucket/key?versionId=ID`. The key is literal: nothing is decoded, and it may be empty.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct S3Url {
     pub bucket: String,
     pub key: String,
+    /// The version that is meant; of a bucket without versions there is none.
+    pub version_id: Option<String>,
+}
+
+/// What separates a key from a version.
+const VERSION: &str = "?versionId=";
+
+/// A line of a list of sums that is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line} is not as `sha256sum` writes it: 64 hexadecimal digits, two spaces and a path")]
+pub struct SumsError {
+    pub line: usize,
+}
+
+/// Reads what `sha256sum` writes: path to hexadecimal digits. A leading `./` is left out; empty lines and comments
+/// (`#`) are passed over.
+///
+/// # Errors
+/// On the first line that is something else.
+pub fn read_sums(text: &str) -> Result<BTreeMap<String, String>, SumsError> {
+    let mut sums = BTreeMap::new();
+    for (index, line) in text.lines().enumerate() {
+        if line.trim().is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let wrong = SumsError { line: index + 1 };
+        let (hex, path) = line.split_once(' ').ok_or_else(|| wrong.clone())?;
+        // The second character says how the file was read: a space for text, a star for binary.
+        let path = path.strip_prefix([' ', '*']).ok_or_else(|| wrong.clone())?;
+        let path = path.strip_prefix("./").unwrap_or(path);
+        if hex.len() != 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) || path.is_empty() {
+            return Err(wrong);
+        }
+        sums.insert(path.to_owned(), hex.to_owned());
+    }
+    Ok(sums)
 }
 
 /// Not an S3 URL.
@@ -50,7 +90,15 @@ impl FromStr for S3Url {
         if bucket.is_empty() || !bucket.chars().all(named) {
             return Err(wrong());
         }
-        Ok(Self { bucket: bucket.into(), key: key.into() })
+        let (key, version_id) = match key.rsplit_once(VERSION) {
+            Some((_, "")) => return Err(wrong()),
+            Some((key, version_id)) => (key, Some(version_id.into())),
+            None => (key, None),
+        };
+        if key.is_empty() && version_id.is_some() {
+            return Err(wrong());
+        }
+        Ok(Self { bucket: bucket.into(), key: key.into(), version_id })
     }
 }
 
@@ -70,7 +118,11 @@ impl From<S3Url> for String {
 
 impl fmt::Display for S3Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "s3://{}/{}", self.bucket, self.key)
+        write!(f, "s3://{}/{}", self.bucket, self.key)?;
+        match &self.version_id {
+            Some(version_id) => write!(f, "{VERSION}{version_id}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -84,8 +136,30 @@ mod tests {
         assert_eq!((url.bucket.as_str(), url.key.as_str()), ("models", "llama/70b/"));
         assert_eq!("s3://models".parse::<S3Url>().unwrap().key, "");
         assert_eq!("s3://models/a%20b?c#d".parse::<S3Url>().unwrap().key, "a%20b?c#d");
-        for wrong in ["models/a", "https://models/a", "s3://", "s3:///a", "s3://mo dels/a"] {
+        let versioned: S3Url = "s3://models/a?versionId=v.1".parse().unwrap();
+        assert_eq!((versioned.key.as_str(), versioned.version_id.as_deref()), ("a", Some("v.1")));
+        assert_eq!(versioned.to_string(), "s3://models/a?versionId=v.1");
+        for wrong in [
+            "s3://models/a?versionId=",
+            "s3://models/?versionId=1",
+            "models/a",
+            "https://models/a",
+            "s3://",
+            "s3:///a",
+            "s3://mo dels/a",
+        ] {
             assert!(wrong.parse::<S3Url>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sums_are_read_as_sha256sum_writes_them() {
+        let hex = "a".repeat(64);
+        let text = format!("# by hand\n{hex}  ./a\n{hex} *sub/b c\n\n");
+        let sums = read_sums(&text).unwrap();
+        assert_eq!(sums.keys().collect::<Vec<_>>(), ["a", "sub/b c"]);
+        for wrong in ["a", "abc  file", &format!("{hex} file"), &format!("\\{hex}  a"), &format!("{hex}  ")] {
+            assert_eq!(read_sums(&format!("\n{wrong}")), Err(SumsError { line: 2 }), "{wrong}");
         }
     }
 

@@ -11,7 +11,8 @@ use tokio::task::spawn_blocking;
 
 use super::destination::{Destination, DestinationError};
 use super::plan::{Plan, PlanError, PlannedFile};
-use super::{Event, FetchRequest, Fetcher, Outcome, Shares, Summary};
+use super::verify::{Expectations, Mismatch, Verdict, VerifyError};
+use super::{Event, FetchRequest, Fetcher, Outcome, Shares, Summary, Verified};
 use crate::cache::{Content, OpenError, ReadError};
 use crate::content::ContentId;
 use crate::origin::OriginError;
@@ -54,6 +55,9 @@ enum FileError {
     Place(#[from] PlaceError),
     #[error(transparent)]
     Origin(#[from] OriginError),
+    /// Fetched from the origin twice, and wrong both times; its bytes are gone from the store.
+    #[error("{0}; fetched twice from S3, and not placed")]
+    Wrong(Box<Mismatch>),
     #[error("cannot note it down as placed: {0}")]
     Ledger(std::io::Error),
     #[error("a task of the daemon's broke: {0}")]
@@ -68,12 +72,8 @@ impl Fetcher {
         let mut active = Active::begin(self);
         let begun = Instant::now();
         let (event, outcome) = match self.attempt(&request, &events).await {
-            Ok((plan_files, plan_bytes, shares)) => {
-                let seconds = begun.elapsed().as_secs_f64();
-                (
-                    Event::Done(Summary { files: plan_files, bytes: plan_bytes, seconds, shares }),
-                    Outcome::Done,
-                )
+            Ok(summary) => {
+                (Event::Done(Summary { seconds: begun.elapsed().as_secs_f64(), ..summary }), Outcome::Done)
             }
             Err(FetchError::Gone) => return,
             Err(error @ FetchError::TooMany(_)) => {
@@ -90,7 +90,7 @@ impl Fetcher {
         &self,
         request: &FetchRequest,
         events: &mpsc::Sender<Event>,
-    ) -> Result<(u64, u64, Shares), FetchError> {
+    ) -> Result<Summary, FetchError> {
         let limit = self.inner.config.max_active;
         let _slot = self.inner.slots.try_acquire().map_err(|_| FetchError::TooMany(limit))?;
         let plan = Plan::make(&self.inner.origin, request).await?;
@@ -106,7 +106,10 @@ impl Fetcher {
         let failed = transfer.all(missing).await?;
         send(events, transfer.tally.progress()).await?;
         match failed {
-            0 => Ok((files, bytes, transfer.tally.shares())),
+            0 => {
+                let (shares, verified) = (transfer.tally.shares(), transfer.tally.verified(kept_files));
+                Ok(Summary { files, bytes, seconds: 0.0, shares, verified })
+            }
             failed => Err(FetchError::Files { failed, files }),
         }
     }
@@ -116,7 +119,8 @@ impl Fetcher {
 async fn prepare(plan: Plan) -> Result<(Arc<Destination>, Vec<PlannedFile>, Vec<PlannedFile>), FetchError> {
     let prepared = spawn_blocking(move || {
         let destination = Destination::open(&plan.root)?;
-        let (kept, missing) = plan.files.into_iter().partition(|file| destination.is_whole(file));
+        let is_kept = |file: &PlannedFile| destination.is_whole(file) && destination.is_as_said(file);
+        let (kept, missing) = plan.files.into_iter().partition(is_kept);
         Ok::<_, DestinationError>((Arc::new(destination), kept, missing))
     });
     Ok(prepared.await??)
@@ -184,28 +188,30 @@ impl Transfer<'_> {
     async fn one(&self, file: PlannedFile) -> Event {
         let path = file.path.clone();
         match self.place(file).await {
-            Ok((file, placement)) => Event::File {
+            Ok((file, placement, verdict)) => Event::File {
                 path,
                 bytes: file.version.size,
                 method: placement.method,
                 etag: file.version.etag.0,
+                verified_by: verdict.by,
+                not_verified_by_s3: verdict.not_by_s3,
             },
             Err(error) => Event::FileFailed { path, reason: error.to_string() },
         }
     }
 
     /// Until it is in place, beginning again where that can help.
-    async fn place(&self, mut file: PlannedFile) -> Result<(PlannedFile, Placement), FileError> {
+    async fn place(&self, mut file: PlannedFile) -> Result<(PlannedFile, Placement, Verdict), FileError> {
         let mut restarts = 0;
         loop {
             let error = match self.attempt(&file).await {
-                Ok(placement) => return Ok((file, placement)),
+                Ok((placement, verdict)) => return Ok((file, placement, verdict)),
                 Err(error) => error,
             };
             restarts += 1;
             match error {
                 _ if restarts > RESTARTS => return Err(error),
-                FileError::Read(ReadError::Origin(OriginError::Changed { .. })) => {
+                FileError::Read(ReadError::Origin(OriginError::Changed { .. })) if !file.is_fixed => {
                     file = self.pin_again(file).await?;
                 }
                 FileError::Place(PlaceError::Corrupt(_)) => {}
@@ -228,20 +234,51 @@ impl Transfer<'_> {
         Ok(PlannedFile { version: head.version, version_id: head.version_id, ..file })
     }
 
-    async fn attempt(&self, file: &PlannedFile) -> Result<Placement, FileError> {
+    async fn attempt(&self, file: &PlannedFile) -> Result<(Placement, Verdict), FileError> {
         let inner = &self.fetcher.inner;
         let source = Arc::new(inner.origin.object(file.version.clone(), file.version_id.clone()));
         let id = ContentId::Object(file.version.clone());
         let content = inner.cache.open(id, file.version.size, source).await?;
         let watched = self.tally.watch(&file.path, &content);
-        content.fill().await?;
+        let (filled, expectations) = tokio::join!(content.fill(), Expectations::of(&inner.origin, file));
+        filled?;
+        let verdict = verify(&content, &expectations).await?;
         let target = self.destination.target(file);
         let placement = content.place(&target, self.options).await?;
         let (destination, placed) = (Arc::clone(&self.destination), file.clone());
         spawn_blocking(move || destination.record(&placed)).await?.map_err(FileError::Ledger)?;
         inner.metrics.placed_bytes.inc_by(file.version.size);
-        watched.done();
-        Ok(placement)
+        watched.done(&verdict);
+        Ok((placement, verdict))
+    }
+}
+
+/// Compares, and has what differs fetched again from the origin, once: a peer may have attested what is not so.
+async fn verify(content: &Content, expectations: &Expectations) -> Result<Verdict, FileError> {
+    let first = match expectations.check(content).await {
+        Err(VerifyError::Mismatch(mismatch)) => mismatch,
+        done => return Ok(done?),
+    };
+    tracing::error!(mismatch = %first, "fetching again from the origin what is wrong");
+    content.redo(first.range).await?;
+    let second = match expectations.check(content).await {
+        Err(VerifyError::Mismatch(mismatch)) => mismatch,
+        done => return Ok(done?),
+    };
+    // What a caller's list alone calls wrong is what S3 has, and others may want it.
+    if second.is_s3s {
+        content.discard(second.range).await;
+    }
+    Err(FileError::Wrong(second))
+}
+
+impl From<VerifyError> for FileError {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::Mismatch(mismatch) => Self::Wrong(mismatch),
+            VerifyError::Read(error) => Self::Read(error),
+            VerifyError::Broken(error) => Self::Broken(error),
+        }
     }
 }
 
@@ -254,13 +291,15 @@ struct State {
     files_done: u64,
     /// Of files that are in place.
     settled: Shares,
+    verified: Verified,
     under_way: HashMap<String, Content>,
 }
 
 impl Tally {
     fn new(kept_files: u64, kept_bytes: u64) -> Self {
         let settled = Shares { local_bytes: kept_bytes, ..Shares::default() };
-        Self { state: Mutex::new(State { files_done: kept_files, settled, under_way: HashMap::new() }) }
+        let (verified, under_way) = (Verified::default(), HashMap::new());
+        Self { state: Mutex::new(State { files_done: kept_files, settled, verified, under_way }) }
     }
 
     /// Counts `content` as under way until the guard is dropped, and as done if it is told so before.
@@ -272,6 +311,10 @@ impl Tally {
     fn shares(&self) -> Shares {
         let state = self.state.lock();
         state.under_way.values().fold(state.settled, |sum, content| add(sum, shares_of(content)))
+    }
+
+    fn verified(&self, kept_files: u64) -> Verified {
+        Verified { kept_files, ..self.state.lock().verified }
     }
 
     fn progress(&self) -> Event {
@@ -286,11 +329,15 @@ struct Watched<'a> {
 }
 
 impl Watched<'_> {
-    fn done(self) {
+    fn done(self, verdict: &Verdict) {
         let mut state = self.tally.state.lock();
         if let Some(content) = state.under_way.remove(&self.path) {
             state.settled = add(state.settled, shares_of(&content));
             state.files_done += 1;
+            match verdict.by.is_empty() {
+                true => state.verified.by_nothing_files += 1,
+                false => state.verified.now_files += 1,
+            }
         }
     }
 }

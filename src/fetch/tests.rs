@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
+use sha2::Digest as _;
 
 use super::*;
 use crate::content::ByteRange;
 use crate::origin::fake::seeded_bytes;
 use crate::origin::s3::stub::{Fault, Stub};
+use crate::origin::s3::{Sum, SumKind};
 
 /// A fetcher in front of a stub S3 with the objects `models/m/0` to `4`, which go to a directory.
 struct Bench {
@@ -45,7 +47,22 @@ impl Bench {
 
     /// All events of one fetch, over its HTTP form.
     async fn fetch(&self) -> Vec<Event> {
-        let response = self.fetcher.handle(post(self.request())).await;
+        self.ask(self.request()).await
+    }
+
+    async fn fetch_one(&self, index: u64, sha256: &str) -> Vec<Event> {
+        let sha256 = match sha256 {
+            "" => serde_json::json!({}),
+            hex => serde_json::json!({ index.to_string(): hex }),
+        };
+        let source = format!("s3://models/m/{index}");
+        let to = self.destination().join("");
+        self.ask(serde_json::json!({ "sources": [source], "destination": to, "sha256": sha256 }).to_string())
+            .await
+    }
+
+    async fn ask(&self, request: String) -> Vec<Event> {
+        let response = self.fetcher.handle(post(request)).await;
         assert_eq!(response.status(), StatusCode::OK);
         let body = response.into_body().collect().await.unwrap().to_bytes();
         let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
@@ -130,6 +147,142 @@ async fn one_failed_file_fails_the_fetch_and_not_the_others() {
     assert!(matches!(events[0], Event::Plan { kept_files: 4, .. }), "{events:?}");
     assert!(matches!(events.last(), Some(Event::Done(_))), "{events:?}");
     assert_file(&bench.destination(), 1);
+}
+
+/// What one file was compared with, or why it failed.
+fn outcome_of(events: &[Event]) -> Result<(Vec<String>, Option<String>), String> {
+    let found = events.iter().find_map(|event| match event {
+        Event::File { verified_by, not_verified_by_s3, .. } => {
+            Some(Ok((verified_by.clone(), not_verified_by_s3.clone())))
+        }
+        Event::FileFailed { reason, .. } => Some(Err(reason.clone())),
+        _ => None,
+    });
+    found.unwrap_or_else(|| panic!("{events:?}"))
+}
+
+/// The sum of `bytes`, as S3 writes it.
+fn text_of(kind: SumKind, bytes: &[u8]) -> String {
+    let mut hasher = kind.hasher();
+    hasher.update(bytes);
+    hasher.finish().to_string().split_once(' ').unwrap().1.to_owned()
+}
+
+const WHOLE: [(SumKind, &str); 4] = [
+    (SumKind::Crc64Nvme, "x-amz-checksum-crc64nvme"),
+    (SumKind::Crc32c, "x-amz-checksum-crc32c"),
+    (SumKind::Crc32, "x-amz-checksum-crc32"),
+    (SumKind::Sha256, "x-amz-checksum-sha256"),
+];
+
+#[tokio::test]
+async fn the_whole_is_compared_with_each_kind_of_sum_that_s3_keeps() {
+    for (kind, header) in WHOLE {
+        let bench = Bench::start().await;
+        bench.stub.say("/models/m/3", header, &text_of(kind, &object(3)));
+        bench.stub.say("/models/m/3", "x-amz-checksum-type", "FULL_OBJECT");
+        let events = bench.fetch_one(3, "").await;
+        assert_eq!(outcome_of(&events), Ok((vec![kind.name().into()], None)));
+        let Some(Event::Done(summary)) = events.last() else { panic!("{events:?}") };
+        assert_eq!(summary.verified, Verified { now_files: 1, ..Verified::default() });
+        assert_file(&bench.destination(), 3);
+    }
+}
+
+#[tokio::test]
+async fn a_corrupt_byte_is_caught_for_each_kind_and_mended_if_the_origin_can() {
+    for (kind, header) in WHOLE {
+        let bench = Bench::start().await;
+        let expected = text_of(kind, &object(3));
+        bench.stub.say("/models/m/3", header, &expected);
+        bench.stub.fault("/models/m/3", Fault::Corrupt(123_456));
+        assert_eq!(outcome_of(&bench.fetch_one(3, "").await), Ok((vec![kind.name().into()], None)));
+        assert_file(&bench.destination(), 3);
+
+        // An origin that is wrong each time: nothing is placed, and the store keeps nothing of it.
+        let bench = Bench::start().await;
+        bench.stub.say("/models/m/3", header, &expected);
+        (0..2).for_each(|_| bench.stub.fault("/models/m/3", Fault::Corrupt(123_456)));
+        let reason = outcome_of(&bench.fetch_one(3, "").await).unwrap_err();
+        assert!(reason.contains("s3://models/m/3") && reason.contains(&expected), "{reason}");
+        assert!(!bench.destination().join("3").exists());
+        assert_eq!(outcome_of(&bench.fetch_one(3, "").await), Ok((vec![kind.name().into()], None)));
+        assert_file(&bench.destination(), 3);
+    }
+}
+
+#[tokio::test]
+async fn parts_are_compared_and_the_wrong_one_is_named() {
+    for (kind, header, tag) in [
+        (SumKind::Crc32c, "x-amz-checksum-crc32c", "ChecksumCRC32C"),
+        (SumKind::Sha256, "x-amz-checksum-sha256", "ChecksumSHA256"),
+    ] {
+        let bytes = object(4);
+        let parts: Vec<_> = bytes.chunks(150_000).collect();
+        let sums: Vec<_> = parts.iter().map(|part| text_of(kind, part)).collect();
+        let whole =
+            Sum::of_sums(kind, &sums.iter().map(|s| Sum::parse(kind, s).unwrap()).collect::<Vec<_>>());
+        let whole = whole.to_string().split_once(' ').unwrap().1.to_owned();
+        let listed: String = parts
+            .iter()
+            .zip(&sums)
+            .enumerate()
+            .map(|(index, (part, sum))| {
+                let (number, size) = (index + 1, part.len());
+                format!(
+                    "<Part><PartNumber>{number}</PartNumber><Size>{size}</Size><{tag}>{sum}</{tag}></Part>"
+                )
+            })
+            .collect();
+        let xml = format!(
+            "<GetObjectAttributesResponse><ObjectParts>{listed}</ObjectParts></GetObjectAttributesResponse>"
+        );
+        let bench = Bench::start().await;
+        bench.stub.say("/models/m/4", header, &format!("{whole}-{}", parts.len()));
+        bench.stub.say("/models/m/4", "x-amz-checksum-type", "COMPOSITE");
+        bench.stub.tell_attributes("/models/m/4", &xml);
+        (0..2).for_each(|_| bench.stub.fault("/models/m/4", Fault::Corrupt(200_000)));
+        let reason = outcome_of(&bench.fetch_one(4, "").await).unwrap_err();
+        assert!(
+            reason.starts_with("part 2 of 3 of s3://models/m/4") && reason.contains(&sums[1]),
+            "{reason}"
+        );
+        let verified = outcome_of(&bench.fetch_one(4, "").await);
+        assert_eq!(verified, Ok((vec![format!("{kind} of parts")], None)));
+        assert_file(&bench.destination(), 4);
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_verified_is_said() {
+    let bench = Bench::start().await;
+    let events = bench.fetch_one(1, "").await;
+    assert_eq!(outcome_of(&events), Ok((vec![], Some("S3 keeps no checksum of it".into()))));
+    let Some(Event::Done(summary)) = events.last() else { panic!("{events:?}") };
+    assert_eq!(summary.verified, Verified { by_nothing_files: 1, ..Verified::default() });
+    bench.stub.say("/models/m/2", "x-amz-checksum-crc32c", "4waSgw==-3");
+    let (by, why) = outcome_of(&bench.fetch_one(2, "").await).unwrap();
+    assert!(by.is_empty() && why.unwrap().contains("s3:GetObjectAttributes"));
+}
+
+#[tokio::test]
+async fn a_list_of_sums_is_held_to() {
+    let bench = Bench::start().await;
+    let right = hex::encode(sha2::Sha256::digest(object(1)));
+    let (by, _) = outcome_of(&bench.fetch_one(1, &right).await).unwrap();
+    assert_eq!(by, ["--sha256-file"]);
+    let wrong = outcome_of(&bench.fetch_one(2, &right).await).unwrap_err();
+    assert!(wrong.contains("--sha256-file says sha256"), "{wrong}");
+    // A file that was placed and is not what the list says is not kept.
+    let events = bench.fetch_one(1, &"0".repeat(64)).await;
+    assert!(matches!(events[0], Event::Plan { kept_files: 0, .. }), "{events:?}");
+    let unknown = bench.ask(
+        serde_json::json!({ "sources": ["s3://models/m/"], "destination": bench.destination(),
+            "sha256": { "elsewhere": right } })
+        .to_string(),
+    );
+    let Some(Event::Failed { reason }) = unknown.await.pop() else { panic!() };
+    assert!(reason.contains("--sha256-file lists"), "{reason}");
 }
 
 #[tokio::test]

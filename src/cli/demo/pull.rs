@@ -4,6 +4,7 @@
 //! headers nor its progress reports are believed.
 //! This module refuses to fall back to the origin, as containerd would: a fault of the mirror must show.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
@@ -110,11 +111,12 @@ pub(super) async fn fetch_checkpoint(
 ) -> Result<(), PullError> {
     let failed = |reason: String| PullError::Failed { what: "the checkpoint".into(), reason };
     let request = FetchRequest {
-        sources: vec![S3Url { bucket: BUCKET.into(), key: PREFIX.into() }],
+        sources: vec![S3Url { bucket: BUCKET.into(), key: PREFIX.into(), version_id: None }],
         destination: destination.to_owned(),
         include: vec![],
         exclude: vec![],
         no_hard_link: false,
+        sha256: BTreeMap::new(),
     };
     let request = serde_json::to_vec(&request).map_err(|error| failed(error.to_string()))?;
     let daemon = Daemon::Socket(socket.to_owned());
