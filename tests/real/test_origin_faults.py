@@ -1,0 +1,157 @@
+"""The fault matrix: whatever an origin does, no client gets a wrong byte, and no pull fails that the origin would serve."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rig.cluster import Cluster, at_once
+from rig.containerd import Containerd, PullError
+from rig.faulty_origin import FAULTS, MODES
+from rig.network import Machine
+from rig.processes import run, wait_until
+from rig.windlass import MIRROR, OBJECTS, Daemon
+
+PORT, TLS_PORT = 5701, 5702
+RIG = Path(__file__).parent / "rig"
+
+# Shorter than the defaults, so that a stall takes seconds; their order is kept.
+TIMEOUTS = """
+[cache]
+origin_idle_timeout_ms = 4000
+[object]
+first_byte_timeout_ms = 12000
+"""
+
+ELSEWHERE = {"refused": "http://{0}:1", "tls": f"https://{{0}}:{TLS_PORT}"}
+"""Faults of the connection itself: each has a daemon whose origin is there."""
+
+
+class Bench:
+    """The faulty origin and a daemon for each place that it can be at."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.address = cluster.origin.address
+        self.name = f"{self.address}:{PORT}"
+        self.log = cluster.directory / "faults.jsonl"
+        cluster.directory.mkdir(parents=True, exist_ok=True)
+        certificate, key = cluster.directory / "nobody.crt", cluster.directory / "nobody.key"
+        run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+             "-subj", "/CN=nobody", "-keyout", str(key), "-out", str(certificate)])  # fmt: skip
+        arguments = [PORT, TLS_PORT, certificate, key, self.log]
+        argv = [sys.executable, str(RIG / "faulty_origin.py"), *map(str, arguments)]
+        self.process = cluster.origin.start(argv, cluster.logs / "faults.log")
+        url = f"http://{self.name}/v2/"
+        wait_until(lambda: bool(cluster.origin.get(url, check=False)), "the faulty origin answers", 30, self.process)
+        places = {"": f"http://{self.name}", **{f: p.format(self.address) for f, p in ELSEWHERE.items()}}
+        self.machines: dict[str, Machine] = {}
+        self.daemons: dict[str, Daemon] = {}
+        self._containerds: dict[str, Containerd] = {}
+        for fault, place in places.items():
+            self.add(fault, place)
+        at_once(*[daemon.start for daemon in self.daemons.values()])
+
+    def add(self, fault: str, place: str) -> None:
+        machine = self.cluster.machine(f"node{fault or 'main'}")
+        origin = (
+            f'[[registry.origins]]\nname = "{self.name}"\nendpoint = "{place}"\n'
+            "first_byte_timeout_ms = 3000\nprogress_timeout_ms = 3000\n"
+        )
+        settings = replace(
+            self.cluster.settings(machine, [machine.address]),
+            objects=f'{place}"\nfirst_byte_timeout_ms = 3000\nstall_timeout_ms = 3000\nregion = "us-east-1',
+            extra=f"{origin}{TIMEOUTS}",
+        )
+        self.machines[fault] = machine
+        self.daemons[fault] = self.cluster.daemon(machine, settings)
+
+    def at(self, fault: str) -> str:
+        return fault if fault in ELSEWHERE else ""
+
+    def cells(self) -> dict[str, str]:
+        """`KIND/MODE/FAULT` to what the client saw."""
+        by_place: dict[str, list[str]] = {}
+        for fault in FAULTS:
+            by_place.setdefault(self.at(fault), []).append(fault)
+        answers = at_once(*[lambda p=place, f=faults: self._ask(p, f) for place, faults in by_place.items()])
+        return {cell: seen for answer in answers for cell, seen in answer.items()}
+
+    def _ask(self, place: str, faults: list[str]) -> dict[str, str]:
+        upstream = f"http://{self.name}"
+        argv = [sys.executable, str(RIG / "fault_client.py"), MIRROR, self.name, upstream, OBJECTS, *faults]
+        return json.loads(self.machines[place].run(argv).stdout)
+
+    def containerd(self, fault: str) -> Containerd:
+        """The one that pulls what meets `fault`."""
+        place = self.at(fault)
+        if place not in self._containerds:
+            self._containerds[place] = self.cluster.containerd(self.machines[place])
+            self._containerds[place].ask(self.name, MIRROR)
+        return self._containerds[place]
+
+    def close(self) -> None:
+        self.process.terminate()
+
+
+@pytest.fixture(scope="module")
+def bench(cluster: Cluster) -> Iterator[Bench]:
+    made = Bench(cluster)
+    yield made
+    made.close()
+
+
+def test_what_clients_see(bench: Bench, figure: Callable[[str, object], None]) -> None:
+    cells = bench.cells()
+    columns = [f"{kind}/{mode}" for kind in ("manifest", "blob", "object") for mode in MODES]
+    rows = [[fault, *[cells[f"{column}/{fault}"] for column in columns]] for fault in FAULTS]
+    widths = [max(len(row[index]) for row in [["fault", *columns], *rows]) for index in range(len(columns) + 1)]
+    lines = [" | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in
+             [["fault", *columns], *rows]]  # fmt: skip
+    figure("fault matrix", "\n" + "\n".join(lines))
+
+    assert len(cells) == 6 * len(FAULTS)
+    assert not [cell for cell, seen in cells.items() if "WRONG" in seen]
+    # The origin serves containerd, so that whatever it did to the daemon is no reason to fail.
+    assert not [f"{cell}: {seen}" for cell, seen in cells.items() if "FAILED" in seen]
+    # An object has no second host. What strikes once is got over; a connection that never comes is not, and what the
+    # origin says for good it says to the client.
+    passing = [f for f in FAULTS if f not in (*ELSEWHERE, "403", "404", "416", "changed-etag", "redirect-loop",
+                                              "redirect-metadata", "408", "ignores-range", "wrong-range", "corrupt")]  # fmt: skip
+    wrong = {f: cells[f"object/once/{f}"] for f in passing if cells[f"object/once/{f}"] != "right"}
+    assert not wrong
+
+
+def test_the_metadata_service_is_never_asked(bench: Bench) -> None:
+    """A redirect there is refused before anything is dialled."""
+    log = bench.daemons[""].output()
+    assert "169.254.169.254" in log and "may not be asked" in log
+
+
+@pytest.mark.parametrize("kind", ["manifest", "blob"])
+def test_a_real_containerd_pulls_whatever_happens(
+    bench: Bench, kind: str, figure: Callable[[str, object], None]
+) -> None:
+    failures: dict[str, str] = {}
+    for fault in FAULTS:
+        bench.containerd(fault)
+
+    # Several at a time: a stall is seconds of waiting.
+    def attempt(fault: str) -> None:
+        containerd = bench.containerd(fault)
+        reference = f"{bench.name}/{kind}/always/{fault}:v1"
+        try:
+            containerd.pull(reference)
+            if not containerd.is_unpacked(reference):
+                failures[fault] = "not unpacked"
+        except PullError as error:
+            failures[fault] = str(error)[-200:]
+
+    at_once(*[lambda fault=fault: attempt(fault) for fault in FAULTS])
+    figure(f"containerd 1.6, {kind} always faulty: pulled, failed", (len(FAULTS) - len(failures), failures))
+    assert not failures
+
