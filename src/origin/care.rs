@@ -85,7 +85,9 @@ impl Care {
     pub(super) fn new(metrics: OriginMetrics, progress_timeout: Duration) -> Arc<Self> {
         Arc::new(Self {
             metrics,
-            hedge_after: progress_timeout / 4,
+            // With the usual 10 s: sooner than the swarm takes a claim that stands still, 5 s, and late enough that an
+            // origin which is only busy is not asked for the same bytes twice.
+            hedge_after: progress_timeout * 2 / 5,
             budget: Mutex::new(Budget(FIRST_BALANCE)),
             paused_until: Mutex::default(),
         })
