@@ -116,6 +116,11 @@ impl Stub {
         self.state.lock().faults.push((path.into(), fault));
     }
 
+    /// Faults that nothing has met are taken back.
+    pub(crate) fn forgive(&self) {
+        self.state.lock().faults.clear();
+    }
+
     /// `METHOD path?query [range] [if-match etag]` of every request so far.
     pub(crate) fn requests(&self) -> Vec<String> {
         self.state.lock().requests.clone()

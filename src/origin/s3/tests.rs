@@ -94,8 +94,10 @@ async fn a_body_that_ends_early_or_stands_still_is_an_error() {
     stub.put("models", "a", bytes_of(1, 1000));
     let object = pinned(&stub.origin(), "a").await;
     for fault in [Fault::Short(100), Fault::Stall(100)] {
-        (0..4).for_each(|_| stub.fault("/models/a", fault));
+        // More than one read asks.
+        (0..8).for_each(|_| stub.fault("/models/a", fault));
         assert!(read(&object, 0, 1000).await.unwrap_err().is_transient(), "{fault:?}");
+        stub.forgive();
     }
     stub.fault("/models/a", Fault::IgnoreRange);
     let error = read(&object, 5, 10).await.unwrap_err().to_string();
