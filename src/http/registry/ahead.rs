@@ -4,17 +4,24 @@
 use std::sync::Arc;
 
 use super::Shared;
-use crate::content::ContentId;
+use crate::content::{ContentId, Digest};
 use crate::oci::{Descriptor, Manifest, RepositoryName};
 use crate::origin::Source;
 use crate::origin::registry::Registry;
 
 impl Shared {
-    /// Remembers what the manifest says of its parts and starts those that this node's platform needs.
-    pub(super) async fn start_ahead(&self, registry: &Arc<Registry>, name: &RepositoryName, manifest: &[u8]) {
+    /// Remembers what the manifest says of its parts and starts those that this node's platform needs. `ctr` reads the
+    /// manifests of all platforms, and the layers of one.
+    pub(super) async fn start_ahead(
+        &self,
+        registry: &Arc<Registry>,
+        name: &RepositoryName,
+        digest: &Digest,
+        manifest: &[u8],
+    ) {
         match Manifest::parse(manifest, &self.platform) {
             Ok(Manifest::Index { children, chosen }) => {
-                children.iter().for_each(|child| self.known.remember(child));
+                self.known.remember_index(&children, chosen.as_ref());
                 if let Some(child) = chosen.filter(|_| self.prefetch_layers > 0) {
                     let source = registry.manifest(name.clone(), child.digest.clone(), child.size);
                     self.start(child, Arc::new(source)).await;
@@ -23,6 +30,9 @@ impl Shared {
             Ok(Manifest::Image { config, layers }) => {
                 let parts = config.iter().chain(&layers);
                 parts.for_each(|part| self.known.remember(part));
+                if self.known.is_foreign(digest) {
+                    return;
+                }
                 let started = layers.into_iter().take(self.prefetch_layers);
                 let config = config.filter(|_| self.prefetch_layers > 0);
                 for part in config.into_iter().chain(started) {

@@ -182,7 +182,7 @@ impl Shared {
         let (status, range) = wanted(asked.headers, described.size)?;
         let bytes = self.in_time(self.read_manifest(registry, name, &described)).await?;
         self.served.first_byte(Face::Registry, asked.at.elapsed());
-        self.start_ahead(registry, name, &bytes).await;
+        self.start_ahead(registry, name, &described.digest, &bytes).await;
         let (start, end) = (position(range.start()), position(range.end()));
         Ok(headers.with_bytes(status, range, bytes.slice(start..end)))
     }

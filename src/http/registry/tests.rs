@@ -313,6 +313,34 @@ async fn a_manifest_starts_its_layers() {
 }
 
 #[tokio::test]
+async fn a_manifest_of_another_platform_starts_nothing() {
+    let (ours, foreign) = (Image::new(11), Image::new(12));
+    let index = String::from_utf8(ours.index.to_vec()).unwrap();
+    let child =
+        descriptor(MANIFEST_TYPE, &foreign.manifest, r#","platform":{"os":"plan9","architecture":"mips"}"#);
+    let index = Bytes::from(index.replace("\"manifests\":[", &format!("\"manifests\":[{child},")));
+    let (both, theirs) = (Image { index, ..ours.clone() }, foreign.clone());
+    let stub = Stub::start(move |seen| match both.answer(seen) {
+        Reply { status: 404, .. } => theirs.answer(seen),
+        reply => reply,
+    })
+    .await;
+    let mirror = mirror(Config::default(), &stub);
+    assert_eq!(get(&mirror, &manifest_target("latest")).await.status, 200);
+    for image in [&foreign, &ours] {
+        let manifest = digest_of(&image.manifest).to_string();
+        assert_eq!(get(&mirror, &manifest_target(&manifest)).await.status, 200);
+    }
+    let started = async {
+        while stub.count(&digest_of(&ours.layer()).to_string()) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), started).await.expect("this platform's layer is started");
+    assert_eq!(stub.count(&digest_of(&foreign.layer()).to_string()), 0);
+}
+
+#[tokio::test]
 async fn an_origin_that_does_not_answer_is_a_404_in_time() {
     let image = Image::new(8);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
