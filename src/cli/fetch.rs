@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 
 use super::control::{Daemon, SocketArgs};
 use super::progress::Display;
+use super::proofs;
 use crate::fetch::{self, Event, FetchRequest, S3Url};
 
 /// Longest line of the answer: a path of 1 KiB and an error message, many times over.
@@ -48,6 +49,10 @@ pub struct Args {
     /// Files must have these SHA-256s: a list as `sha256sum` writes it, with paths relative to DEST
     #[arg(long, value_name = "FILE")]
     sha256_file: Option<PathBuf>,
+    /// Show the daemon that this command's own AWS credentials may read every file, as one with `s3.access = "caller"`
+    /// demands. Only signed requests leave this process. AWS_ENDPOINT_URL_S3 must be S3's here, not the daemon's
+    #[arg(long)]
+    as_caller: bool,
     /// Print the daemon's events as they come, one JSON object per line
     #[arg(long)]
     json: bool,
@@ -74,6 +79,7 @@ fn destination(text: &str) -> Result<PathBuf, String> {
 }
 
 async fn fetch(args: &Args) -> anyhow::Result<()> {
+    let proofs = if args.as_caller { proofs::sign(&args.sources).await? } else { BTreeMap::new() };
     let request = FetchRequest {
         sources: args.sources.clone(),
         destination: args.destination.clone(),
@@ -81,6 +87,7 @@ async fn fetch(args: &Args) -> anyhow::Result<()> {
         exclude: args.exclude.clone(),
         no_hard_link: args.no_hard_link,
         sha256: sums(args.sha256_file.as_deref())?,
+        proofs,
     };
     let request = serde_json::to_vec(&request)?;
     let response = Daemon::from(&args.socket).post(fetch::PATH, request.into()).await?;

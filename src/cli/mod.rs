@@ -9,6 +9,7 @@ pub mod control;
 pub mod demo;
 pub mod fetch;
 mod progress;
+mod proofs;
 mod report;
 mod serve;
 

@@ -3,6 +3,7 @@
 use super::{Config, ConfigError};
 use crate::content::DEFAULT_CHUNK_BYTES;
 use crate::origin;
+use crate::origin::access::Access;
 use crate::origin::registry::RegistryOrigin;
 use crate::transport::tls::{NameError, PeerName};
 
@@ -16,8 +17,19 @@ impl Config {
         self.check_listeners()?;
         RegistryOrigin::new(self.registry.origins.clone(), &origin::Metrics::default())
             .map_err(|error| ConfigError::conflict("registry.origins", error.to_string()))?;
+        self.check_access()?;
         self.log.filter().map_err(|error| ConfigError::conflict("log.level", error.to_string()))?;
         self.control.check().map_err(|error| ConfigError::conflict("control.socket", error.to_string()))?;
+        Ok(())
+    }
+
+    /// Where a proof points is compared with what this node would sign.
+    fn check_access(&self) -> Result<(), ConfigError> {
+        if self.s3.access == Access::Caller && self.s3.anonymous {
+            let reason =
+                "proofs of callers are compared with this node's own signed requests; set one of the two";
+            return Err(ConfigError::conflict("s3.access, s3.anonymous", reason.to_owned()));
+        }
         Ok(())
     }
 

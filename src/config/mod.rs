@@ -23,6 +23,7 @@ pub use tls::TlsConfig;
 pub use tree::Place;
 
 use crate::http::{admin, object, registry};
+use crate::origin::access;
 use crate::origin::s3::S3Config;
 use crate::swarm::{self, membership};
 use crate::{cache, daemon, fetch, gossip, provider, store, telemetry, transport};
@@ -54,6 +55,7 @@ pub struct Config {
     pub swarm: swarm::Config,
     pub provider: provider::Config,
     pub registry: registry::Config,
+    pub access: access::Config,
     pub s3: S3Config,
     pub object: object::Config,
     pub fetch: fetch::Config,

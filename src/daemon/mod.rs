@@ -37,9 +37,9 @@ use crate::config::Config;
 use crate::fetch::Fetcher;
 use crate::http::admin::{Admin, Condition, Control, Readiness};
 use crate::http::object::Endpoint;
-use crate::http::registry::Mirror;
+use crate::http::registry::{Callers, Mirror};
 use crate::origin::registry::RegistryOrigin;
-use crate::origin::s3::S3Origin;
+use crate::origin::s3::{S3Callers, S3Origin};
 use crate::telemetry;
 use crate::transport::QuicTransport;
 use engine::Engine;
@@ -171,11 +171,23 @@ async fn start(config: Config, life: &Life) -> Result<(Engine, Bound), DaemonErr
     let engine = Engine::start(&config, introduced, transport, incoming, store, metrics.engine, life);
     node.attach(Parts { gossip: engine.gossip.clone(), store: engine.store.clone() });
     let cache = &engine.cache;
-    let mirror = Mirror::new(&config.registry, cache.clone(), registries, metrics.served.clone());
-    let endpoint = Endpoint::new(&config.object, cache.clone(), s3.clone(), metrics.served);
-    let fetches = Fetcher::new(config.fetch, cache.clone(), engine.store.clone(), s3, metrics.fetch);
+    let callers = Arc::new(Callers::new(&config.access, config.registry.tag_ttl(), &metrics.access));
+    let mirror = Mirror::new(
+        &config.registry,
+        cache.clone(),
+        registries,
+        Arc::clone(&callers),
+        metrics.served.clone(),
+    );
+    let s3_callers = S3Callers::new(s3.clone(), &config.access, &metrics.access);
+    let endpoint =
+        Endpoint::new(&config.object, cache.clone(), s3.clone(), s3_callers.clone(), metrics.served);
+    let fetches =
+        Fetcher::new(config.fetch, cache.clone(), engine.store.clone(), s3, s3_callers, metrics.fetch);
     let _ = fetcher.set(fetches);
     faces.serve(mirror, endpoint, &serving);
+    let stop = life.drain.clone();
+    life.faces.spawn(async move { callers.tidy(stop).await });
     Ok((engine, bound))
 }
 

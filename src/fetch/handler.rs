@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 
 use super::{Event, FetchRequest, Fetcher};
 
-/// Of the request: a few hundred sources and globs.
-const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// Of the request: sources, globs, and for each of some thousand objects a proof of 2 KiB.
+const REQUEST_BYTES_MAX: usize = 8 << 20;
 
 /// Events that a client may be behind before the fetch waits for it: 16 seconds of progress.
 const EVENTS_MAX: usize = 64;

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use crate::cache::Cache;
-use crate::origin::s3::S3Origin;
+use crate::origin::s3::{S3Callers, S3Origin};
 use crate::store::Store;
 
 pub use event::{Event, Shares, Summary, Verified};
@@ -64,6 +64,7 @@ struct Inner {
     /// Knows whether a destination will do.
     store: Store,
     origin: S3Origin,
+    callers: S3Callers,
     slots: Arc<Semaphore>,
     metrics: Metrics,
 }
@@ -71,9 +72,16 @@ struct Inner {
 impl Fetcher {
     /// `store` is the one below `cache`.
     #[must_use]
-    pub fn new(config: Config, cache: Cache, store: Store, origin: S3Origin, metrics: Metrics) -> Self {
+    pub fn new(
+        config: Config,
+        cache: Cache,
+        store: Store,
+        origin: S3Origin,
+        callers: S3Callers,
+        metrics: Metrics,
+    ) -> Self {
         let slots = Arc::new(Semaphore::new(config.max_active));
-        Self { inner: Arc::new(Inner { config, cache, store, origin, slots, metrics }) }
+        Self { inner: Arc::new(Inner { config, cache, store, origin, callers, slots, metrics }) }
     }
 }
 

@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
 use super::destination::LEDGER;
 use super::request::{FetchRequest, S3Url};
 use crate::content::{Digest, ObjectVersion};
 use crate::origin::OriginError;
-use crate::origin::s3::{MAX_LISTED, S3Origin};
+use crate::origin::access::Access;
+use crate::origin::s3::{MAX_LISTED, ObjectHead, Proof, S3Callers, S3Origin};
+
+/// Proofs that S3 is asked about at a time: a plan of a thousand files waits for some tens of round trips.
+const PROOFS_AT_A_TIME: usize = 16;
 
 /// What will be done.
 #[derive(Clone, Debug)]
@@ -46,6 +51,10 @@ pub(super) enum PlanError {
     Origin(#[from] OriginError),
     #[error("nothing under {0}: the prefix does not exist, or is empty")]
     Nothing(S3Url),
+    #[error(
+        "{0}: this daemon reads in the name of its callers (`s3.access`), and no proof came along; use --as-caller"
+    )]
+    Unproven(S3Url),
     #[error("none of the {0} objects matches --include and --exclude")]
     NoMatch(usize),
     #[error("the key {key:?} of bucket {bucket} cannot be a path below the destination: {reason}")]
@@ -63,7 +72,11 @@ pub(super) enum PlanError {
 }
 
 impl Plan {
-    pub(super) async fn make(origin: &S3Origin, request: &FetchRequest) -> Result<Self, PlanError> {
+    pub(super) async fn make(
+        origin: &S3Origin,
+        callers: &S3Callers,
+        request: &FetchRequest,
+    ) -> Result<Self, PlanError> {
         if request.sources.is_empty() {
             return Err(PlanError::NoSource);
         }
@@ -73,7 +86,10 @@ impl Plan {
         let filter = Filter::new(&request.include, &request.exclude)?;
         let mut found = Vec::new();
         for source in &request.sources {
-            found.push(Found::at(origin, source).await?);
+            found.push(match callers.access() {
+                Access::Node => Found::at(origin, source).await?,
+                Access::Caller => Found::proven(origin, callers, source, &request.proofs).await?,
+            });
         }
         let (root, mut files) = lay_out(found, &request.destination)?;
         if files.len() > MAX_LISTED {
@@ -121,13 +137,7 @@ impl Found {
             };
         }
         let missing = match origin.head(&source.bucket, &source.key, source.version_id.as_deref()).await {
-            Ok(head) => {
-                let path = source.key.rsplit('/').next().unwrap_or(&source.key).to_owned();
-                check_path(&head.version, &path)?;
-                let version_id = source.version_id.clone().or(head.version_id);
-                let file = PlannedFile { version: head.version, version_id, is_fixed, path, sha256: None };
-                return Ok(Self::Object(file));
-            }
+            Ok(head) => return Ok(Self::Object(pinned(source, head, source.name())?)),
             Err(error) if is_fixed => return Err(error.into()),
             // Who may not list gets 403 for a missing key.
             Err(error @ (OriginError::NotFound { .. } | OriginError::Denied { .. })) => error,
@@ -140,6 +150,57 @@ impl Found {
             Err(error) => Err(error),
         }
     }
+
+    /// What of `source` the caller proves that it may read. Nothing else is looked for, so that no message names what the
+    /// caller may not know of.
+    async fn proven(
+        origin: &S3Origin,
+        callers: &S3Callers,
+        source: &S3Url,
+        proofs: &BTreeMap<S3Url, Proof>,
+    ) -> Result<Self, PlanError> {
+        if let Some(proof) = proofs.get(source) {
+            return Ok(Self::Object(prove(origin, callers, source, proof, source.name()).await?));
+        }
+        if source.version_id.is_some() {
+            return Err(PlanError::Unproven(source.clone()));
+        }
+        let is_prefix = source.key.is_empty() || source.key.ends_with('/');
+        let prefix = if is_prefix { source.key.clone() } else { format!("{}/", source.key) };
+        let below = proofs.iter().filter_map(|(url, proof)| {
+            let is_of_it = url.bucket == source.bucket && url.version_id.is_none();
+            let path = url.key.strip_prefix(&prefix).filter(|_| is_of_it)?;
+            (!path.is_empty() && !path.ends_with('/')).then_some((url, proof, path))
+        });
+        // Owned by their futures, which the daemon's runtime moves between threads.
+        let below = below.map(|(url, proof, path)| (url.clone(), proof.clone(), path.to_owned()));
+        let files: Vec<_> = below
+            .map(|(url, proof, path)| async move { prove(origin, callers, &url, &proof, &path).await })
+            .collect();
+        let files: Vec<_> = stream::iter(files).buffered(PROOFS_AT_A_TIME).try_collect().await?;
+        if files.is_empty() { Err(PlanError::Unproven(source.clone())) } else { Ok(Self::Prefix(files)) }
+    }
+}
+
+/// Pins the object at `url` once the caller's proof for it has been judged.
+async fn prove(
+    origin: &S3Origin,
+    callers: &S3Callers,
+    url: &S3Url,
+    proof: &Proof,
+    path: &str,
+) -> Result<PlannedFile, PlanError> {
+    let version_id = url.version_id.as_deref();
+    callers.admit(Some(proof), &url.bucket, &url.key, version_id).await?;
+    pinned(url, origin.head(&url.bucket, &url.key, version_id).await?, path)
+}
+
+/// The object at `url`, of which S3 told `head`, as a file at `path`.
+fn pinned(url: &S3Url, head: ObjectHead, path: &str) -> Result<PlannedFile, PlanError> {
+    check_path(&head.version, path)?;
+    let (version, path) = (head.version, path.to_owned());
+    let version_id = url.version_id.clone().or(head.version_id);
+    Ok(PlannedFile { version, version_id, is_fixed: url.version_id.is_some(), path, sha256: None })
 }
 
 async fn list(origin: &S3Origin, source: &S3Url, prefix: &str) -> Result<Vec<PlannedFile>, PlanError> {
@@ -256,6 +317,7 @@ mod tests {
             exclude: Vec::new(),
             no_hard_link: false,
             sha256: BTreeMap::new(),
+            proofs: BTreeMap::new(),
         }
     }
 
@@ -268,7 +330,9 @@ mod tests {
     }
 
     async fn paths(stub: &Stub, request: &FetchRequest) -> Result<(PathBuf, Vec<String>), PlanError> {
-        let plan = Plan::make(&stub.origin(), request).await?;
+        let (origin, metrics) = (stub.origin(), crate::origin::access::Metrics::default());
+        let callers = S3Callers::new(origin.clone(), &crate::origin::access::Config::default(), &metrics);
+        let plan = Plan::make(&origin, &callers, request).await?;
         Ok((plan.root, plan.files.into_iter().map(|file| file.path).collect()))
     }
 

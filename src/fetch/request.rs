@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::origin::s3::Proof;
+
 /// Body of `POST /v1/fetch`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,10 +30,13 @@ pub struct FetchRequest {
     /// SHA-256 in hexadecimal of files, by path relative to the destination: they must match.
     #[serde(default)]
     pub sha256: BTreeMap<String, String>,
+    /// Where `s3.access = "caller"`: for each object, the caller's proof that it may read it. Nothing else is fetched.
+    #[serde(default)]
+    pub proofs: BTreeMap<S3Url, Proof>,
 }
 
 /// `s3://bucket/key` or `s3://bucket/key?versionId=ID`. The key is literal: nothing is decoded, and it may be empty.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct S3Url {
     pub bucket: String,
@@ -78,6 +83,14 @@ pub fn read_sums(text: &str) -> Result<BTreeMap<String, String>, SumsError> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an S3 URL: write s3://bucket/key or s3://bucket/prefix/")]
 pub struct UrlError(String);
+
+impl S3Url {
+    /// The last part of the key: what the object's file is called.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.key.rsplit('/').next().unwrap_or(&self.key)
+    }
+}
 
 impl FromStr for S3Url {
     type Err = UrlError;
@@ -167,7 +180,13 @@ mod tests {
     fn the_wire_form_is_plain() {
         let request: FetchRequest =
             serde_json::from_str(r#"{"sources":["s3://models/a/"],"destination":"/models/a"}"#).unwrap();
-        assert!(request.include.is_empty() && request.exclude.is_empty());
+        assert!(request.include.is_empty() && request.exclude.is_empty() && request.proofs.is_empty());
+        let proven = r#"{"sources":[],"destination":"/x","proofs":{"s3://models/a":"https://models.s3.amazonaws.com/a"}}"#;
+        let request: FetchRequest = serde_json::from_str(proven).unwrap();
+        assert_eq!(
+            serde_json::from_slice::<FetchRequest>(&serde_json::to_vec(&request).unwrap()).unwrap(),
+            request
+        );
         let unknown =
             serde_json::from_str::<FetchRequest>(r#"{"sources":[],"destination":"/x","includes":[]}"#);
         assert!(unknown.unwrap_err().to_string().contains("includes"));

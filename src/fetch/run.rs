@@ -93,7 +93,7 @@ impl Fetcher {
     ) -> Result<Summary, FetchError> {
         let limit = self.inner.config.max_active;
         let _slot = self.inner.slots.try_acquire().map_err(|_| FetchError::TooMany(limit))?;
-        let plan = Plan::make(&self.inner.origin, request).await?;
+        let plan = Plan::make(&self.inner.origin, &self.inner.callers, request).await?;
         let (files, bytes) = totals(&plan.files);
         let (destination, kept, missing) = prepare(plan).await?;
         let options = PlaceOptions { allow_hard_link: !request.no_hard_link, ..PlaceOptions::default() };

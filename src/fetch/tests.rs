@@ -8,6 +8,7 @@ use sha2::Digest as _;
 
 use super::*;
 use crate::content::ByteRange;
+use crate::origin::access;
 use crate::origin::fake::seeded_bytes;
 use crate::origin::s3::stub::{Fault, Stub};
 use crate::origin::s3::{Sum, SumKind};
@@ -27,13 +28,20 @@ fn object(index: u64) -> Bytes {
 impl Bench {
     async fn start() -> Self {
         let stub = Stub::start().await;
+        let origin = stub.origin();
+        Self::with(stub, origin)
+    }
+
+    fn with(stub: Stub, origin: S3Origin) -> Self {
         for index in 0..5 {
             stub.put("models", &format!("m/{index}"), object(index));
         }
         let node = crate::cache::testing::Node::alone();
         let directory = tempfile::tempdir().unwrap();
         let config = Config { files_in_flight: 2, max_active: 1 };
-        let fetcher = Fetcher::new(config, node.cache(), node.store(), stub.origin(), Metrics::default());
+        let access = access::Config { permit_ttl_ms: 0, refusal_ttl_ms: 0, ..access::Config::default() };
+        let callers = S3Callers::new(origin.clone(), &access, &access::Metrics::default());
+        let fetcher = Fetcher::new(config, node.cache(), node.store(), origin, callers, Metrics::default());
         Self { stub, fetcher, directory, _node: node }
     }
 
@@ -312,4 +320,44 @@ async fn a_request_that_is_none_is_refused() {
         bench.fetcher.handle(post("{\"sources\":[\"s3://m/a\"],\"destination\":\"x\"}".into())).await;
     let text = relative.into_body().collect().await.unwrap().to_bytes();
     assert!(String::from_utf8_lossy(&text).contains("absolute"), "{text:?}");
+}
+
+#[tokio::test]
+async fn where_callers_rights_count_only_what_is_proven_is_fetched() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let stub = Stub::start().await;
+    let origin = stub.origin_of("node").await;
+    let bench = Bench::with(stub, origin);
+    let proven_by = async |signer, keys: &[&str]| {
+        let signer = bench.stub.origin_of(signer).await;
+        let mut proofs = serde_json::Map::new();
+        for key in keys {
+            let proof =
+                signer.presign_head("models", key, None, std::time::Duration::from_secs(60)).await.unwrap();
+            proofs.insert(format!("s3://models/{key}"), String::from(proof).into());
+        }
+        let (sources, destination) = (["s3://models/m/"], bench.destination());
+        serde_json::json!({ "sources": sources, "destination": destination, "proofs": proofs }).to_string()
+    };
+    let reason_of = |events: &[Event]| match events.last() {
+        Some(Event::Failed { reason }) => reason.clone(),
+        other => panic!("{other:?}"),
+    };
+    bench.stub.refuse("bob", true);
+    assert!(reason_of(&bench.fetch().await).contains("--as-caller"));
+    let events = bench.ask(proven_by("bob", &["m/1", "m/2"]).await).await;
+    assert!(reason_of(&events).contains("does not accept the proof"));
+    assert_eq!(bench.gets(), 0);
+    assert!(!bench.destination().exists());
+
+    let events = bench.ask(proven_by("ann", &["m/1", "m/3"]).await).await;
+    assert!(matches!(events.last(), Some(Event::Done(_))), "{events:?}");
+    for index in [1, 3] {
+        assert_file(&bench.destination(), index);
+    }
+    assert!(!bench.destination().join("2").exists(), "it was not proven");
+    assert!(
+        bench.stub.requests().iter().all(|line| !line.contains("list-type")),
+        "nothing is listed for a caller"
+    );
 }

@@ -2,8 +2,9 @@
 //!
 //! Invariant: bytes come back exactly for the range that was asked, of exactly the version that was pinned, or an
 //! error does. A credential is sent only to the host it is for.
-//! This module refuses to cache, to verify digests and to decide who fetches: it reads when told.
+//! This module refuses to keep bytes, to verify digests and to decide who fetches: it reads when told.
 
+pub mod access;
 mod aws;
 mod care;
 #[cfg(test)]

@@ -2,8 +2,10 @@
 //!
 //! Invariant: a response's headers go out when its first byte is in hand; its bytes are of one object version, the
 //! one that its `ETag` names; a body that cannot go on is cut short, never padded.
-//! This module refuses to write, and to check clients' credentials: whatever reaches this node's loopback may read
-//! what the allow-list names (`access = "node"`). Signatures are taken off before `s3s` would want to verify them.
+//! This module refuses to write, and to check signatures, which are made for another host: they are taken off before
+//! `s3s` would want to verify them. `s3.access = "node"`: whatever reaches this node's loopback may read what the
+//! allow-list names. `s3.access = "caller"`: a client brings with each request, in the header [`PROOF`], the URL of a
+//! HEAD of that object that it presigned for S3 itself, and reads what S3 lets it.
 
 mod conditions;
 mod failure;
@@ -24,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::served::{Face, Served};
 use crate::cache::Cache;
 use crate::content::RangeHeader;
-use crate::origin::s3::{APP_NAME, S3Origin};
+use crate::origin::s3::{APP_NAME, Proof, ProofError, S3Callers, S3Origin};
 
 use service::ReadOnly;
 
@@ -32,7 +34,7 @@ use service::ReadOnly;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where it listens. Clients are not asked who they are: leave it on loopback.
+    /// Where it listens. Where `s3.access = "node"`, clients are not asked who they are: leave it on loopback.
     pub listen: SocketAddr,
     /// How long a HEAD's answer is remembered, milliseconds: a transfer of many ranges then sends one. A client may
     /// see an overwritten object this much later; 0 asks the origin each time.
@@ -51,6 +53,9 @@ impl Default for Config {
         }
     }
 }
+
+/// Carries the URL of a presigned HEAD of the object that is read.
+pub const PROOF: HeaderName = HeaderName::from_static("x-windlass-proof");
 
 /// Headers of a signature, and of the payload hashing that only a verified signature gives a meaning.
 const SIGNATURE_HEADERS: [&str; 4] =
@@ -79,8 +84,9 @@ pub struct Endpoint {
 
 impl Endpoint {
     #[must_use]
-    pub fn new(config: &Config, cache: Cache, origin: S3Origin, served: Served) -> Self {
-        let mut builder = S3ServiceBuilder::new(ReadOnly::new(config, cache, origin, served.clone()));
+    pub fn new(config: &Config, cache: Cache, origin: S3Origin, callers: S3Callers, served: Served) -> Self {
+        let mut builder =
+            S3ServiceBuilder::new(ReadOnly::new(config, cache, origin, callers, served.clone()));
         builder.set_host(LocalHost);
         Self { service: builder.build(), served }
     }
@@ -131,6 +137,16 @@ fn admit<B>(request: Request<B>) -> S3Result<Request<B>> {
             "this is windlass's own request: the daemon's endpoint (`s3.endpoint`, or AWS_ENDPOINT_URL_S3 \
              in its environment) points at a windlass daemon instead of S3",
         ));
+    }
+    if let Some(value) = parts.headers.remove(PROOF) {
+        let proof: Result<Proof, _> = value.to_str().map_err(|_| ProofError).and_then(str::parse);
+        let proof = proof.map_err(|error| {
+            S3Error::with_message(
+                S3ErrorCode::InvalidArgument,
+                format!("the header {PROOF} is wrong: {error}"),
+            )
+        })?;
+        parts.extensions.insert(proof);
     }
     for name in SIGNATURE_HEADERS {
         parts.headers.remove(HeaderName::from_static(name));

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use http::Extensions;
 use http::header::{ETAG, HeaderMap, HeaderValue};
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -25,7 +26,8 @@ use crate::cache::{Cache, ReadError};
 use crate::content::{ByteRange, ContentId};
 use crate::http::served::{Face, Metered, Served};
 use crate::origin::OriginError;
-use crate::origin::s3::{Checksums, Listed, ObjectHead, PageRequest, S3Origin};
+use crate::origin::access::Access;
+use crate::origin::s3::{Checksums, Listed, ObjectHead, PageRequest, Proof, S3Callers, S3Origin};
 
 /// AWS's default and maximum for one page of a listing.
 const MAX_KEYS: i32 = 1000;
@@ -34,6 +36,7 @@ const MAX_KEYS: i32 = 1000;
 pub(super) struct ReadOnly {
     cache: Cache,
     origin: S3Origin,
+    callers: S3Callers,
     heads: Heads,
     served: Served,
     first_byte_timeout: Duration,
@@ -48,10 +51,34 @@ struct Opened {
 }
 
 impl ReadOnly {
-    pub(super) fn new(config: &Config, cache: Cache, origin: S3Origin, served: Served) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        cache: Cache,
+        origin: S3Origin,
+        callers: S3Callers,
+        served: Served,
+    ) -> Self {
         let heads = Heads::new(origin.clone(), Duration::from_millis(config.head_ttl_ms));
         let first_byte_timeout = Duration::from_millis(config.first_byte_timeout_ms);
-        Self { cache, origin, heads, served, first_byte_timeout }
+        Self { cache, origin, callers, heads, served, first_byte_timeout }
+    }
+
+    /// Whether the client may read the object: by the proof that it brought, where one is needed.
+    async fn admit(&self, extensions: &Extensions, name: &Name) -> S3Result<()> {
+        let proof = extensions.get::<Proof>();
+        let admitted = self.callers.admit(proof, &name.bucket, &name.key, name.version_id.as_deref()).await;
+        admitted.map_err(|error| failure::from_origin(&error, Subject::Object))
+    }
+
+    /// A proof is for one object, so what is about more of them is not answered where proofs are needed.
+    fn admit_to_bucket(&self) -> S3Result<()> {
+        match self.callers.access() {
+            Access::Node => Ok(()),
+            Access::Caller => Err(s3_error!(
+                AccessDenied,
+                "this node reads in the name of its callers (`s3.access`), object by object: ask S3 itself for listings"
+            )),
+        }
     }
 
     /// What the object is now, given that the client's conditions hold of it.
@@ -114,6 +141,7 @@ impl ReadOnly {
     }
 
     async fn page(&self, bucket: &str, request: &PageRequest) -> S3Result<crate::origin::s3::Page> {
+        self.admit_to_bucket()?;
         let page = self.origin.list_page(bucket, request).await;
         page.map_err(|error| failure::from_origin(&error, Subject::Bucket))
     }
@@ -148,6 +176,7 @@ impl S3 for ReadOnly {
             if_unmodified_since: input.if_unmodified_since,
         };
         let name = Name { bucket: input.bucket, key: input.key, version_id: input.version_id };
+        self.admit(&request.extensions, &name).await?;
         let Opened { head, partial, body } = self.open(&name, &conditions, asked).await?;
         let size = head.version.size;
         // They are of the whole object, so they would be wrong of a part.
@@ -191,6 +220,7 @@ impl S3 for ReadOnly {
             if_unmodified_since: input.if_unmodified_since,
         };
         let name = Name { bucket: input.bucket, key: input.key, version_id: input.version_id };
+        self.admit(&request.extensions, &name).await?;
         let head = self.judged(&name, &conditions).await?.head;
         let checksums = if wants_checksums { head.checksums.clone() } else { Checksums::default() };
         let output = HeadObjectOutput {
@@ -282,6 +312,7 @@ impl S3 for ReadOnly {
         &self,
         request: S3Request<HeadBucketInput>,
     ) -> S3Result<S3Response<HeadBucketOutput>> {
+        self.admit_to_bucket()?;
         let answer = self.origin.head_bucket(&request.input.bucket).await;
         answer.map_err(|error| failure::from_origin(&error, Subject::Bucket))?;
         let bucket_region = Some(self.origin.region().await);
@@ -293,6 +324,7 @@ impl S3 for ReadOnly {
         &self,
         request: S3Request<GetBucketLocationInput>,
     ) -> S3Result<S3Response<GetBucketLocationOutput>> {
+        self.admit_to_bucket()?;
         let permitted = self.origin.permit_bucket(&request.input.bucket);
         permitted.map_err(|error| failure::from_origin(&error, Subject::Bucket))?;
         // S3's own way of saying us-east-1 is an empty constraint.

@@ -8,6 +8,7 @@ use tokio_util::sync::DropGuard;
 use super::*;
 use crate::content::ByteRange;
 use crate::http::server::{self, Limits, Listener};
+use crate::origin::access;
 use crate::origin::fake::seeded_bytes;
 use crate::origin::s3::stub::{Fault, Stub};
 
@@ -25,13 +26,20 @@ struct Running {
 
 impl Running {
     async fn start() -> Self {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let stub = Stub::start().await;
+        let origin = stub.origin();
+        Self::with(stub, origin).await
+    }
+
+    async fn with(stub: Stub, origin: S3Origin) -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let bytes = seeded_bytes(1, ByteRange::new(0, SIZE));
         stub.put("models", "a", bytes.clone());
         let node = crate::cache::testing::Node::alone();
         let config = Config { head_ttl_ms: 60_000, ..Config::default() };
-        let endpoint = Endpoint::new(&config, node.cache(), stub.origin(), Served::default());
+        let access = access::Config { permit_ttl_ms: 0, refusal_ttl_ms: 0, ..access::Config::default() };
+        let callers = S3Callers::new(origin.clone(), &access, &access::Metrics::default());
+        let endpoint = Endpoint::new(&config, node.cache(), origin, callers, Served::default());
         let listener = Listener::bind("object", "object.listen", ([127, 0, 0, 1], 0).into()).await.unwrap();
         let url = format!("http://{}", listener.address().unwrap());
         let stop = CancellationToken::new();
@@ -181,6 +189,44 @@ async fn listings_pass_through() {
     assert!(second.contains("<Key>m/4</Key>") && second.contains("<KeyCount>1</KeyCount>"), "{second}");
     let old = running.ask(Method::GET, "/models?prefix=m%2F&marker=m%2F3", &[]).await.text().await.unwrap();
     assert!(old.contains("<Key>m/4</Key>") && old.contains("<Marker>m/3</Marker>"), "{old}");
+}
+
+#[tokio::test]
+async fn where_callers_rights_count_a_read_needs_a_proof_that_s3_accepts() {
+    let stub = Stub::start().await;
+    let node = stub.origin_of("node").await;
+    let running = Running::with(stub, node).await;
+    let signed_by = async |signer, key| -> String {
+        let signer = running.stub.origin_of(signer).await;
+        signer.presign_head("models", key, None, Duration::from_secs(60)).await.unwrap().into()
+    };
+    let (anns, bobs) = (signed_by("ann", "a").await, signed_by("bob", "a").await);
+    running.stub.refuse("bob", true);
+    let read = async |proof: &str| running.get(&[("x-windlass-proof", proof)]).await;
+
+    let first = read(&anns).await;
+    assert_eq!(first.status(), StatusCode::OK);
+    assert!(first.bytes().await.unwrap() == running.bytes);
+    for (denied, reason) in [
+        (read(&bobs).await, "does not accept the proof"),
+        (read(&signed_by("ann", "b").await).await, "another object"),
+        (read("http://169.254.169.254/models/a").await, "sign it for"),
+        (running.get(&[]).await, "a proof is needed"),
+        (running.ask(Method::GET, "/models/a?X-Amz-Signature=0", &[]).await, "a proof is needed"),
+        (running.ask(Method::GET, "/models?list-type=2", &[]).await, "object by object"),
+    ] {
+        assert_eq!(denied.status(), StatusCode::FORBIDDEN, "{reason}");
+        let text = denied.text().await.unwrap();
+        assert!(text.contains("<Code>AccessDenied</Code>") && text.contains(reason), "{text}");
+    }
+    assert_eq!(running.ask(Method::HEAD, "/models/a", &[]).await.status(), StatusCode::FORBIDDEN);
+    assert_eq!(read("nonsense").await.status(), StatusCode::BAD_REQUEST);
+
+    running.stub.refuse("ann", true);
+    assert_eq!(read(&anns).await.status(), StatusCode::FORBIDDEN, "revoked");
+    running.stub.refuse("ann", false);
+    let range = running.get(&[("x-windlass-proof", &anns), ("range", "bytes=5-9")]).await;
+    assert!(range.bytes().await.unwrap() == running.bytes[5..10]);
 }
 
 #[tokio::test]

@@ -5,9 +5,11 @@
 //! This module refuses to fetch and to verify, which the cache does, to dial what a client names (`ns` is a key), and
 //! to write: it is the pull half of the distribution specification.
 //!
-//! `access = "node"`: who reaches the listener may read what the configured registries let this node read.
+//! `access = "node"`: who reaches the listener may read what a registry lets this node read. `access = "caller"`: what
+//! it lets that caller read ([`Callers`]).
 
 mod ahead;
+mod callers;
 mod known;
 mod refusal;
 mod response;
@@ -33,6 +35,7 @@ use crate::content::{Algorithm, ByteRange, ContentId, Digest};
 use crate::oci::{self, Descriptor, MAX_MANIFEST_BYTES, Platform, Reference, RepositoryName, Route, Target};
 use crate::origin::registry::{AGENT, Registry, RegistryConfig, RegistryOrigin};
 
+pub use callers::Callers;
 pub use response::MirrorBody;
 
 use known::Known;
@@ -48,7 +51,7 @@ const FIRST_BYTE_PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where it listens. Clients are not asked who they are: leave it on loopback.
+    /// Where it listens. Where `access = "node"`, clients are not asked who they are: leave it on loopback.
     pub listen: SocketAddr,
     /// Longest wait for a response's first byte while nothing of its content arrives, in milliseconds; then 404, and
     /// containerd asks the registry itself. Too short a wait sends it there while a busy origin is merely slow.
@@ -78,6 +81,14 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// How long what a tag stands for is remembered.
+    #[must_use]
+    pub const fn tag_ttl(&self) -> Duration {
+        Duration::from_millis(self.tag_ttl_ms)
+    }
+}
+
 /// The mirror, ready to answer; cheap to clone.
 #[derive(Clone)]
 pub struct Mirror {
@@ -87,6 +98,7 @@ pub struct Mirror {
 struct Shared {
     cache: Cache,
     origin: RegistryOrigin,
+    callers: Arc<Callers>,
     tags: Tags,
     known: Known,
     platform: Platform,
@@ -105,11 +117,18 @@ struct Asked<'a> {
 
 impl Mirror {
     #[must_use]
-    pub fn new(config: &Config, cache: Cache, origin: RegistryOrigin, served: Served) -> Self {
-        let tags = Tags::new(Duration::from_millis(config.tag_ttl_ms), config.serve_stale_tags);
+    pub fn new(
+        config: &Config,
+        cache: Cache,
+        origin: RegistryOrigin,
+        callers: Arc<Callers>,
+        served: Served,
+    ) -> Self {
+        let tags = Tags::new(config.tag_ttl(), config.serve_stale_tags);
         let shared = Shared {
             cache,
             origin,
+            callers,
             tags,
             known: Known::default(),
             platform: Platform::of_this_build(),
@@ -150,6 +169,7 @@ impl Shared {
             }
             Target::Blob { name, digest } => {
                 let registry = self.registry(route.namespace.as_deref())?;
+                self.in_time(self.callers.admit_to_blob(asked.headers, registry, &name, &digest)).await?;
                 self.blob(&asked, registry, &name, &digest).await
             }
         }
@@ -195,11 +215,15 @@ impl Shared {
         name: &RepositoryName,
         reference: &Reference,
     ) -> Result<Descriptor, Refusal> {
+        let accept = accepted(asked.headers);
+        let told =
+            self.callers.admit_to_manifest(asked.headers, registry, name, reference, accept.as_deref());
+        if let Some(described) = told.await? {
+            self.known.remember(&described);
+            return Ok(described);
+        }
         let described = match reference {
-            Reference::Tag(tag) => {
-                let accept = accepted(asked.headers);
-                self.tags.resolve(registry, name, tag, accept.as_deref()).await?
-            }
+            Reference::Tag(tag) => self.tags.resolve(registry, name, tag, accept.as_deref()).await?,
             Reference::Digest(digest) => match self.known.get(digest) {
                 Some(known) => return Ok(known),
                 None => self.describe_digest(registry, name, digest).await?,

@@ -27,6 +27,10 @@ pub(super) enum Refusal {
     Empty,
     #[error("nothing arrived within {} ms", waited.as_millis())]
     TooSlow { waited: Duration },
+    #[error("{registry} does not show this to everybody: bring a credential for it")]
+    Unnamed { registry: String },
+    #[error("the credential of whoever asks does not do: {0}")]
+    Stranger(OriginError),
     #[error(transparent)]
     Origin(#[from] OriginError),
     #[error(transparent)]
@@ -50,6 +54,10 @@ impl Refusal {
             Self::Route(error) => (StatusCode::NOT_FOUND, error.code()),
             Self::Namespace { .. } => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
             Self::Range(_) => (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::SizeInvalid),
+            // On which containerd asks again with the credential that it was given, or goes on to the registry.
+            Self::Unnamed { .. } => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
+            // 401 would be asked five times more, and 403 shown in place of the registry's own refusal.
+            Self::Stranger(_) => (StatusCode::NOT_FOUND, ErrorCode::Denied),
             // Not 404: our own client would take it for a missing image and not show the message.
             Self::Loop => (StatusCode::BAD_REQUEST, ErrorCode::Unsupported),
             Self::ManifestTooLong { .. }
@@ -67,6 +75,7 @@ impl Refusal {
         match self {
             Self::Route(_)
             | Self::Range(_)
+            | Self::Unnamed { .. }
             | Self::Origin(OriginError::NotFound { .. })
             | Self::Read(ReadError::Origin(OriginError::NotFound { .. })) => {
                 tracing::debug!(%method, %uri, refusal = %self, "refused");
@@ -84,7 +93,11 @@ impl Refusal {
             Self::Range(error) => Some(error.size),
             _ => None,
         };
-        response::error(status, body, size, &request.method)
+        let mut response = response::error(status, body, size, &request.method);
+        if let Self::Unnamed { registry } = &self {
+            response::challenge(&mut response, registry);
+        }
+        response
     }
 }
 

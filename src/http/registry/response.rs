@@ -4,6 +4,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::header::{
     ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, IF_RANGE, RANGE,
+    WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body::Frame;
@@ -122,6 +123,11 @@ pub(super) fn error(
         headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
     response
+}
+
+/// Adds what a client answers with its user name and password (RFC 7617).
+pub(super) fn challenge(response: &mut Response<MirrorBody>, registry: &str) {
+    put(response.headers_mut(), WWW_AUTHENTICATE, &format!("Basic realm=\"{registry}\", charset=\"UTF-8\""));
 }
 
 /// Leaves a header out whose value HTTP cannot carry: a media type is as an origin wrote it.

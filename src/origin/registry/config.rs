@@ -9,6 +9,7 @@ use url::Url;
 
 use super::credentials::CredentialSource;
 use super::ecr::{EcrName, EcrTokens};
+use crate::origin::access::Access;
 
 /// One registry that the mirror serves: a `[[registry.origins]]` table of the configuration.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -19,6 +20,9 @@ pub struct RegistryConfig {
     pub name: String,
     /// Where the registry is, when not at `https://<name>`. Plain HTTP is used only if this says `http://`.
     pub endpoint: Option<Url>,
+    /// Whose right to read counts: this node's, or each caller's own, which the registry is asked for with the
+    /// credential that the caller brings. The bytes come with this node's credential either way.
+    pub access: Access,
     /// PEM file with certificates to trust beside the system's.
     pub ca_file: Option<PathBuf>,
     /// Where the credential comes from when none of the keys below names one.
@@ -42,6 +46,7 @@ impl Default for RegistryConfig {
         Self {
             name: String::new(),
             endpoint: None,
+            access: Access::Node,
             ca_file: None,
             credentials: Credentials::Auto,
             docker_config: None,

@@ -32,6 +32,8 @@ pub(super) enum CredentialSource {
         /// The registry whose entry is taken.
         registry: String,
     },
+    /// What a caller brought, if anything; it is in memory and nowhere else.
+    Caller(Option<Credential>),
     /// This node's AWS credentials, exchanged for ECR's password.
     Ecr {
         name: EcrName,
@@ -41,9 +43,9 @@ pub(super) enum CredentialSource {
 
 /// A user name and password, or a refresh token.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Credential {
-    username: String,
-    secret: Zeroizing<String>,
+pub struct Credential {
+    pub(super) username: String,
+    pub(super) secret: Zeroizing<String>,
     is_refresh_token: bool,
 }
 
@@ -75,6 +77,7 @@ impl CredentialSource {
     ) -> Result<Option<Credential>, CredentialError> {
         match self {
             Self::Anonymous => Ok(None),
+            Self::Caller(credential) => Ok(credential.clone()),
             Self::Ecr { name, tokens } => tokens.credential(name, metrics, rejected).await,
             Self::PasswordFile { username, file } => {
                 let text = read(file).await?;
@@ -111,6 +114,8 @@ impl fmt::Display for CredentialSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Anonymous => f.write_str("no credential (none is configured)"),
+            Self::Caller(Some(_)) => f.write_str("the credential of whoever asked"),
+            Self::Caller(None) => f.write_str("no credential (whoever asked brought none)"),
             Self::PasswordFile { username, file } => {
                 write!(f, "user {username} with the password in {}", file.display())
             }

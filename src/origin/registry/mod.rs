@@ -6,6 +6,7 @@
 
 mod address;
 mod authorizer;
+mod caller;
 mod challenge;
 mod client;
 mod config;
@@ -30,12 +31,14 @@ use url::Url;
 pub use client::AGENT;
 pub use config::{ConfigError, Credentials, RegistryConfig};
 pub use content::Content;
+pub use credentials::Credential;
 
 use self::authorizer::Authorizer;
 use self::client::Client;
 use self::content::Location;
 use self::ecr::EcrTokens;
 use self::exchange::{Answer, Question, ask};
+use super::access::Access;
 use super::recent::Recent;
 use super::{Kind, Metrics, OriginError};
 use crate::content::{Algorithm, ByteRange, Digest};
@@ -107,17 +110,19 @@ type LocationSlot = Arc<tokio::sync::Mutex<Location>>;
 /// One registry.
 #[derive(Debug)]
 pub struct Registry {
-    client: Client,
+    client: Arc<Client>,
     authorizer: Authorizer,
     locations: Mutex<Recent<(RepositoryName, Digest), LocationSlot>>,
+    access: Access,
 }
 
 impl Registry {
     fn new(config: &RegistryConfig, ecr: &Arc<EcrTokens>, metrics: &Metrics) -> Result<Self, ConfigError> {
         Ok(Self {
-            client: Client::new(config, metrics.origin(&config.name))?,
+            client: Arc::new(Client::new(config, metrics.origin(&config.name))?),
             authorizer: Authorizer::new(config.credential_source(ecr)?),
             locations: Mutex::new(Recent::new(REMEMBERED_LOCATIONS)),
+            access: config.access,
         })
     }
 
@@ -216,7 +221,8 @@ impl Registry {
     }
 
     async fn ask(&self, question: &Question<'_>) -> Result<Answer, OriginError> {
-        self.client.care().ask(|| ask(&self.client, &self.authorizer, question)).await
+        // Boxed: tokens, redirects and retries lie so deep that every caller's future would hold all of it.
+        self.client.care().ask(|| Box::pin(ask(&self.client, &self.authorizer, question))).await
     }
 
     /// `kind` is `blobs` or `manifests`. Names, tags and digests obey grammars that need no escaping in a path.

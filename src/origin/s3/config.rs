@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use crate::origin::access::Access;
+
 /// `[s3]`: the object store. Credentials are not configured here: they come from the AWS default chain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -12,6 +14,9 @@ pub struct S3Config {
     /// What may be read: `"bucket"`, `"bucket/prefix"` or `"*"`. A prefix is a plain string prefix as in IAM; end it
     /// with `/` to mean a folder. Empty, the default, means that nothing may be.
     pub buckets: AllowList,
+    /// Whose right to read counts: this node's, or each caller's own, which S3 is asked for with a proof that the caller
+    /// brings ([`Proof`](super::Proof)). The bytes come with this node's credentials either way.
+    pub access: Access,
     /// Another S3 than AWS's, as `https://host[:port]`. Unset: `AWS_ENDPOINT_URL_S3`, then the region's endpoint.
     pub endpoint: Option<Url>,
     /// Region of the buckets. Unset: `AWS_REGION`, the profile, the instance metadata, at last `us-east-1`.
@@ -35,6 +40,7 @@ impl Default for S3Config {
     fn default() -> Self {
         Self {
             buckets: AllowList::default(),
+            access: Access::Node,
             endpoint: None,
             region: None,
             path_style: false,

@@ -9,6 +9,7 @@ mod checksum;
 mod config;
 mod failure;
 mod object;
+mod proof;
 #[cfg(test)]
 pub(crate) mod stub;
 
@@ -33,6 +34,7 @@ use tokio::sync::OnceCell;
 pub use checksum::{Claim, Hasher, Sum, SumKind};
 pub use config::{AllowList, RuleError, S3Config};
 pub use object::S3Object;
+pub use proof::{Proof, ProofError, S3Callers};
 
 use super::aws;
 pub use super::aws::APP_NAME;
@@ -146,10 +148,20 @@ impl S3Origin {
     /// Opens nothing yet: the first request loads the credentials and the region.
     #[must_use]
     pub fn new(config: S3Config, metrics: &Metrics) -> Self {
+        Self::of(config, OnceCell::new(), metrics)
+    }
+
+    /// One whose client is made already.
+    #[cfg(test)]
+    fn with_client(config: S3Config, client: Client, metrics: &Metrics) -> Self {
+        Self::of(config, OnceCell::new_with(Some(client)), metrics)
+    }
+
+    fn of(config: S3Config, client: OnceCell<Client>, metrics: &Metrics) -> Self {
         let metrics = metrics.origin(LABEL);
         let care = Care::new(metrics.clone(), Duration::from_millis(config.stall_timeout_ms));
         let regions = Mutex::new(Recent::new(REMEMBERED_REGIONS));
-        Self { inner: Arc::new(Inner { config, metrics, client: OnceCell::new(), regions, care }) }
+        Self { inner: Arc::new(Inner { config, metrics, client, regions, care }) }
     }
 
     /// Pins the current version of an object, or the one `version_id` names.

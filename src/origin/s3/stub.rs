@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_credential_types::Credentials;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -17,9 +18,10 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 
-use super::{S3Config, S3Origin};
+use super::{Client, S3Config, S3Origin};
 use crate::content::RangeHeader;
 use crate::origin::Metrics;
+use crate::origin::access::Access;
 
 const PAGE: usize = 3;
 
@@ -48,6 +50,8 @@ struct State {
     /// What `GetObjectAttributes` answers.
     attributes: BTreeMap<String, String>,
     faults: Vec<(String, Fault)>,
+    /// Names in whose signature nothing may be read.
+    refused: Vec<&'static str>,
     requests: Vec<String>,
 }
 
@@ -96,6 +100,24 @@ impl Stub {
         S3Origin::new(self.config(), &Metrics::default())
     }
 
+    /// What a process sees of it that has the credentials called `signer`, where callers' rights count.
+    pub(crate) async fn origin_of(&self, signer: &str) -> S3Origin {
+        let config = S3Config { access: Access::Caller, ..self.config() };
+        let credentials = Credentials::new(signer, "secret", None, None, "test");
+        let client = super::connect(&config).await;
+        let signed = client.config().to_builder().credentials_provider(credentials).build();
+        S3Origin::with_client(config, Client::from_conf(signed), &Metrics::default())
+    }
+
+    /// What nobody may read any more whose requests `signer` signed, or may again.
+    pub(crate) fn refuse(&self, signer: &'static str, is_refused: bool) {
+        let mut state = self.state.lock();
+        state.refused.retain(|refused| *refused != signer);
+        if is_refused {
+            state.refused.push(signer);
+        }
+    }
+
     pub(crate) fn put(&self, bucket: &str, key: &str, bytes: Bytes) {
         let etag = format!("\"{}\"", blake3::hash(&bytes).to_hex());
         self.state.lock().objects.insert((bucket.into(), key.into()), (bytes, etag));
@@ -132,6 +154,10 @@ impl Stub {
         let query = request.uri().query().unwrap_or_default();
         state.requests.push(log_line(request));
         let (bucket, key) = path[1..].split_once('/').unwrap_or_else(|| (&path[1..], ""));
+        let signer = |name: &&str| query.contains(&format!("X-Amz-Credential={name}%2F"));
+        if state.refused.iter().any(signer) {
+            return refuse(403, "AccessDenied");
+        }
         if key.is_empty() && query.contains("list-type=2") {
             return state.list(bucket, query);
         }

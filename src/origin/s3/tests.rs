@@ -1,9 +1,10 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::stub::{Fault, Stub};
 use super::*;
 use crate::content::ByteRange;
-use crate::origin::{conformance, fake};
+use crate::origin::{access, conformance, fake};
 
 fn bytes_of(seed: u64, size: u64) -> bytes::Bytes {
     fake::seeded_bytes(seed, ByteRange::new(0, size))
@@ -178,4 +179,51 @@ async fn a_dead_endpoint_names_the_cause() {
     let origin = S3Origin::new(config, &Metrics::default());
     let error = origin.head("models", "a", None).await.unwrap_err();
     assert!(error.is_transient() && error.to_string().contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn a_proof_is_judged_by_s3_and_remembered_for_its_object_only() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let stub = Stub::start().await;
+    for key in ["a", "c"] {
+        stub.put("models", key, bytes::Bytes::from_static(b"x"));
+    }
+    let callers = S3Callers::new(
+        stub.origin_of("node").await,
+        &access::Config { refusal_ttl_ms: 0, ..access::Config::default() },
+        &access::Metrics::default(),
+    );
+    let ann = stub.origin_of("ann").await;
+    let proof = ann.presign_head("models", "a", None, Duration::from_secs(60)).await.unwrap();
+    for _ in 0..3 {
+        callers.admit(Some(&proof), "models", "a", None).await.unwrap();
+    }
+    let seen = stub.requests();
+    assert!(seen.len() == 1 && seen[0].starts_with("HEAD /models/a?"), "{seen:?}");
+    assert!(seen[0].contains("X-Amz-Credential=ann%2F"), "{seen:?}");
+
+    let refused = async |proof, key, version| {
+        let error = callers.admit(proof, "models", key, version).await.unwrap_err();
+        assert!(matches!(error, OriginError::Denied { .. }), "{error}");
+        assert!(!error.to_string().contains("X-Amz"), "{error}");
+        error.to_string()
+    };
+    assert!(refused(None, "a", None).await.contains("presigned"));
+    assert!(refused(Some(&proof), "c", None).await.contains("another object"));
+    assert!(refused(Some(&proof), "a", Some("v")).await.contains("another version"));
+    assert_eq!(stub.requests().len(), 1, "what is wrong by itself is not sent");
+
+    stub.refuse("bob", true);
+    let bobs =
+        stub.origin_of("bob").await.presign_head("models", "a", None, Duration::from_secs(60)).await.unwrap();
+    assert!(refused(Some(&bobs), "a", None).await.contains("does not accept the proof"));
+    stub.refuse("bob", false);
+    callers.admit(Some(&bobs), "models", "a", None).await.unwrap();
+
+    let missing = ann.presign_head("models", "none", None, Duration::from_secs(60)).await.unwrap();
+    let error = callers.admit(Some(&missing), "models", "none", None).await.unwrap_err();
+    assert!(matches!(error, OriginError::NotFound { .. }), "{error}");
+    let secret = ann.presign_head("secrets", "a", None, Duration::from_secs(60)).await.unwrap();
+    let error = callers.admit(Some(&secret), "secrets", "a", None).await.unwrap_err().to_string();
+    assert!(error.contains("s3.buckets"), "{error}");
 }

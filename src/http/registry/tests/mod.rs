@@ -1,5 +1,7 @@
 //! The mirror between a client that asks as containerd does and a stub registry.
 
+mod callers;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use http_body_util::BodyExt;
@@ -11,7 +13,7 @@ use crate::cache;
 use crate::content::NodeId;
 use crate::http::server::{self, Limits, Listener};
 use crate::origin::registry::stub::{Reply, Seen, Stub};
-use crate::origin::{Metrics, fake};
+use crate::origin::{Metrics, access, fake};
 use crate::store::{self, Store};
 use crate::swarm::membership::PeerBook;
 use crate::swarm::{self, Swarm};
@@ -91,6 +93,10 @@ struct Node {
 
 impl Node {
     fn new(config: &Config, registries: Vec<RegistryConfig>) -> Self {
+        Self::with_access(config, registries, &access::Config::default())
+    }
+
+    fn with_access(config: &Config, registries: Vec<RegistryConfig>, access: &access::Config) -> Self {
         let origin = RegistryOrigin::new(registries, &Metrics::default()).unwrap();
         let data = tempfile::tempdir().unwrap();
         let stop = CancellationToken::new();
@@ -110,7 +116,8 @@ impl Node {
             metrics: cache::Metrics::default(),
             shutdown: stop.clone(),
         });
-        let mirror = Mirror::new(config, cache, origin, Served::default());
+        let callers = Arc::new(Callers::new(access, config.tag_ttl(), &access::Metrics::default()));
+        let mirror = Mirror::new(config, cache, origin, callers, Served::default());
         Self { mirror, _stop: stop.drop_guard(), _data: data }
     }
 }

@@ -1,0 +1,74 @@
+//! A registry as one caller sees it: asked with that caller's credential and with no other.
+//!
+//! Invariant: a caller's credential goes where this node's own would go (the registry, and the token service that it
+//! names), and its tokens serve that caller only.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
+use zeroize::Zeroizing;
+
+use super::credentials::{Credential, CredentialSource};
+use super::{REMEMBERED_LOCATIONS, Registry};
+use crate::origin::access::Access;
+use crate::origin::recent::Recent;
+use crate::origin::registry::authorizer::Authorizer;
+
+impl Registry {
+    /// Whose right to read counts here.
+    #[must_use]
+    pub const fn access(&self) -> Access {
+        self.access
+    }
+
+    /// This registry, asked in the name of a caller who brought `credential`; without one, as anybody may ask.
+    ///
+    /// The credential lives as long as what is returned.
+    #[must_use]
+    pub fn seen_by(&self, credential: Option<Credential>) -> Self {
+        Self {
+            client: Arc::clone(&self.client),
+            authorizer: Authorizer::new(CredentialSource::Caller(credential)),
+            locations: parking_lot::Mutex::new(Recent::new(REMEMBERED_LOCATIONS)),
+            access: self.access,
+        }
+    }
+}
+
+impl Credential {
+    /// The credential in the value of an `Authorization` header (RFC 7617); `None` unless it is a Basic one.
+    #[must_use]
+    pub fn from_basic(header: &HeaderValue) -> Option<Self> {
+        let (scheme, encoded) = header.to_str().ok()?.split_once(' ')?;
+        if !scheme.eq_ignore_ascii_case("basic") {
+            return None;
+        }
+        let decoded = Zeroizing::new(STANDARD.decode(encoded.trim()).ok()?);
+        let (username, password) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
+        Some(Self::new(username, password))
+    }
+
+    /// User name and password as bytes, to tell callers apart by.
+    #[must_use]
+    pub fn parts(&self) -> [&[u8]; 2] {
+        [self.username.as_bytes(), self.secret.as_bytes()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_basic_credentials_are_understood() {
+        let read = |header: &str| Credential::from_basic(&header.parse().unwrap());
+        let expected = Some(Credential::new("me", "se:cret"));
+        assert_eq!(read(&format!("Basic {}", STANDARD.encode("me:se:cret"))), expected);
+        assert_eq!(read(&format!("bASIC  {}", STANDARD.encode("me:se:cret"))), expected);
+        for other in ["Bearer abc", "Basic ?", "Basic", &format!("Basic {}", STANDARD.encode("nocolon"))] {
+            assert_eq!(read(other), None, "{other}");
+        }
+    }
+}
