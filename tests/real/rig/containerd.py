@@ -41,7 +41,10 @@ class PullError(Exception):
 
 
 class Containerd:
-    """One containerd on `machine`."""
+    """One containerd on `machine`: Debian's."""
+
+    COMMAND = "containerd"
+    CTR = "ctr"
 
     def __init__(self, machine: Machine, directory: Path, logs: Path) -> None:
         self.machine = machine
@@ -50,14 +53,15 @@ class Containerd:
         self._socket = directory / "containerd.sock"
         self._config = directory / "config.toml"
         self._log = logs / f"{machine.name}-containerd.log"
-        self._config.write_text(
-            CONFIG.format(root=directory / "root", state=directory / "state", socket=self._socket, certs=self.certs)
-        )
+        self._config.write_text(self._toml(directory))
         self._process: Process | None = None
         self.start()
 
+    def _toml(self, directory: Path) -> str:
+        return CONFIG.format(root=directory / "root", state=directory / "state", socket=self._socket, certs=self.certs)
+
     def start(self) -> None:
-        self._process = self.machine.start(["containerd", "--config", str(self._config)], self._log)
+        self._process = self.machine.start([self.COMMAND, "--config", str(self._config)], self._log)
         wait_until(self._answers, f"containerd of {self.machine.name} answers", 30, self._process)
 
     def ask(self, registry: str, mirror: str | None) -> None:
@@ -76,6 +80,14 @@ class Containerd:
         auth = _message(1, username.encode()) + _message(2, password.encode()) if username else b""
         request = _message(1, image) + (_message(2, auth) if auth else b"")
         self._call("runtime.v1.ImageService/PullImage", request, PULL_TIMEOUT_S)
+
+    def ctr_pull(self, reference: str, *options: str) -> tuple[int, str]:
+        """`ctr images pull`, which reads certs.d only when told so: its exit status and what it wrote."""
+        # ctr itself reaches out, so it runs where this containerd does.
+        ctr = [self.CTR, "--address", str(self._socket), "--namespace", "k8s.io"]
+        pull = ["images", "pull", "--hosts-dir", str(self.certs), *options, reference]
+        done = self.machine.run([*ctr, *pull], check=False)
+        return done.returncode, (done.stdout + done.stderr).decode()
 
     def is_unpacked(self, reference: str) -> bool:
         """True when every blob is there and the layers are unpacked."""
@@ -108,7 +120,7 @@ class Containerd:
         return self._ctr("version", check=False).returncode == 0
 
     def _ctr(self, *arguments: str, check: bool = True):
-        return run(["ctr", "--address", str(self._socket), "--namespace", "k8s.io", *arguments], check=check)
+        return run([self.CTR, "--address", str(self._socket), "--namespace", "k8s.io", *arguments], check=check)
 
     def _call(self, method: str, message: bytes, timeout_s: float) -> None:
         """One unary gRPC call. curl speaks HTTP/2 over a Unix socket, so no gRPC library is needed."""

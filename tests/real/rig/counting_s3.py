@@ -1,7 +1,8 @@
 """A program: moto's S3 behind a layer that writes one JSON line for each request, with the bytes its body sent.
 
 Run inside a machine's namespace: `python counting_s3.py PORT LOG`. moto does not check signatures, so permission is
-played by name: every request for a bucket named `forbidden` is answered as S3 answers a caller without rights.
+played by name: every request for a bucket named `forbidden`, and every presigned one whose access key is listed in the
+file LOG.refused, is answered as S3 answers a caller without rights.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import json
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from urllib.parse import parse_qs
 
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, run_simple
@@ -25,6 +28,7 @@ class CountingS3:
 
     def __init__(self, application, log_path: str) -> None:
         self._application = application
+        self._refused = Path(f"{log_path}.refused")
         self._log = open(log_path, "a", buffering=1)
         self._lock = threading.Lock()
 
@@ -42,13 +46,18 @@ class CountingS3:
             record["status"] = int(status.split()[0])
             return start_response(status, headers, exc_info)
 
-        if environ["PATH_INFO"].split("/")[1] == "forbidden":
+        if environ["PATH_INFO"].split("/")[1] == "forbidden" or self._is_refused(environ["QUERY_STRING"]):
             headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(FORBIDDEN)))]
             remember_status("403 Forbidden", headers)
             body: Iterable[bytes] = [b"" if record["method"] == "HEAD" else FORBIDDEN]
         else:
             body = self._application(environ, remember_status)
         return self._counted(body, record)
+
+    def _is_refused(self, query: str) -> bool:
+        credential = parse_qs(query).get("X-Amz-Credential", [""])[0]
+        names = self._refused.read_text().split() if self._refused.exists() else []
+        return credential.split("/")[0] in names
 
     def _counted(self, body: Iterable[bytes], record: dict) -> Iterator[bytes]:
         sent = 0

@@ -136,10 +136,14 @@ class ImageBuilder:
         return self._made[layer]
 
 
-def push(image: Image, machine: Machine, reference: str) -> None:
-    """Pushes every platform of `image`, bytes unchanged, from `machine` to the plain-HTTP registry in `reference`."""
+def push(image: Image, machine: Machine, reference: str, credential: str = "") -> None:
+    """Pushes every platform of `image`, bytes unchanged, from `machine` to the plain-HTTP registry in `reference`.
+
+    `credential` is `user:password`.
+    """
     source, destination = f"oci:{image.layout}:v1", f"docker://{reference}"
     options = ["--all", "--preserve-digests", "--dest-tls-verify=false", "--insecure-policy"]
+    options += ["--dest-creds", credential] if credential else []
     machine.run(["skopeo", "copy", "-q", *options, source, destination])
 
 

@@ -53,6 +53,10 @@ class ObjectStore:
         """Makes the objects. Returns key to sha256."""
         return call_s3(self.machine, self.endpoint, "upload", bucket, json.dumps(sizes_by_key))
 
+    def refuse(self, *signers: str) -> None:
+        """Presigned requests of these access keys are denied from now on, and no others."""
+        Path(f"{self._requests}.refused").write_text(" ".join(signers))
+
     def requests(self) -> list[Request]:
         if not self._requests.exists():
             return []

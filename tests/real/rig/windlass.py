@@ -72,6 +72,11 @@ class Settings:
     budget: str = "20 GiB"
     extra: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    registry_extra: str = ""
+    """More keys of the registry's table."""
+
+    s3_extra: str = ""
+    """More keys of `[s3]`."""
 
 
 class Daemon:
@@ -142,9 +147,11 @@ class Daemon:
     def fetch_argv(self, *arguments: str) -> list[str]:
         return [binary(), "fetch", "--socket", str(self.socket), *arguments]
 
-    def fetch(self, *arguments: str, timeout_s: float = 300.0) -> tuple[int, str]:
-        """`windlass fetch`: its exit status and what it wrote."""
-        done = self.machine.run(self.fetch_argv(*arguments), timeout_s, check=False, env=environment())
+    def fetch(
+        self, *arguments: str, timeout_s: float = 300.0, extra: Mapping[str, str] | None = None
+    ) -> tuple[int, str]:
+        """`windlass fetch`: its exit status and what it wrote. `extra` is added to the command's environment."""
+        done = self.machine.run(self.fetch_argv(*arguments), timeout_s, check=False, env=environment(extra))
         return done.returncode, (done.stdout + done.stderr).decode()
 
     def status(self, path: str, *curl_options: str) -> tuple[int, str]:
@@ -194,11 +201,13 @@ free_floor = "0 B"
 [[registry.origins]]
 name = "{settings.registry}"
 endpoint = "http://{settings.registry}"
+{settings.registry_extra}
 
 [s3]
 buckets = ["*"]
 endpoint = "{settings.objects}"
 path_style = true
+{settings.s3_extra}
 
 [control]
 socket = "{socket}"
