@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
+/// Overrides what is configured: at `trace`, presigning shows the session token that it signs with.
+const NEVER: &str = "aws_sigv4=off";
+
 /// Section `[log]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -31,13 +34,14 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The filter that `level` describes.
+    /// The filter that `level` describes, without what would show credentials.
     ///
     /// # Errors
     /// When a directive does not parse.
     pub fn filter(&self) -> Result<EnvFilter, InitError> {
-        let parsed = EnvFilter::builder().parse(&self.level);
-        parsed.map_err(|source| InitError::Level { level: self.level.clone(), source })
+        let failed = |source| InitError::Level { level: self.level.clone(), source };
+        let parsed = EnvFilter::builder().parse(&self.level).map_err(failed)?;
+        Ok(parsed.add_directive(NEVER.parse().map_err(failed)?))
     }
 }
 

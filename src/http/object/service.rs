@@ -16,7 +16,7 @@ use s3s::dto::{
     ListObjectsInput, ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, Object, ObjectStorageClass,
     StreamingBlob, Timestamp, TimestampFormat,
 };
-use s3s::{Body, S3, S3Error, S3Request, S3Response, S3Result, s3_error};
+use s3s::{Body, S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
 use super::conditions::{Conditions, Verdict};
 use super::failure::{self, Subject};
@@ -108,7 +108,12 @@ impl ReadOnly {
     /// Opens the body. An object that was overwritten since its HEAD was remembered is opened once more.
     async fn open(&self, name: &Name, conditions: &Conditions, asked: Option<Asked>) -> S3Result<Opened> {
         let begun = Instant::now();
-        let known = self.judged(name, conditions).await?;
+        let known = match self.judged(name, conditions).await {
+            Err(error) if *error.code() == S3ErrorCode::NoSuchKey => {
+                return Err(self.missing(name, error).await);
+            }
+            judged => judged?,
+        };
         let opened = match self.first_byte(known.head, asked).await {
             Err(Unopened::Read(ReadError::Origin(OriginError::Changed { .. }))) => {
                 self.heads.forget(name);
@@ -119,6 +124,14 @@ impl ReadOnly {
         };
         self.served.first_byte(Face::Object, begun.elapsed());
         Ok(opened)
+    }
+
+    /// Whether the key is missing or its bucket: HEAD, which has no body, does not tell.
+    async fn missing(&self, name: &Name, no_such_key: S3Error) -> S3Error {
+        match self.origin.head_bucket(&name.bucket).await {
+            Err(error @ OriginError::NotFound { .. }) => failure::from_origin(&error, Subject::Bucket),
+            _ => no_such_key,
+        }
     }
 
     async fn first_byte(&self, head: Arc<ObjectHead>, asked: Option<Asked>) -> Result<Opened, Unopened> {

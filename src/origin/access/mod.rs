@@ -28,7 +28,7 @@ use super::recent::Recent;
 /// callers; about 300 bytes each.
 const REMEMBERED: usize = 8192;
 
-/// Questions to origins at a time: more than one pull's, far fewer than what a flood of invented credentials would send.
+/// Questions to origins at a time: more than one pull has, far fewer than a flood of invented credentials would send.
 const ASKED_AT_A_TIME: usize = 32;
 
 /// Whose right to read counts.
@@ -172,7 +172,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Proofs<K, V> {
     where
         F: Future<Output = Result<V, OriginError>>,
     {
-        let ttl = fresh.map_or(self.config.permit_ttl(), |fresh| fresh.min(self.config.permit_ttl()));
+        let ttl = fresh.unwrap_or(Duration::MAX).min(self.config.permit_ttl());
         let slot = self.slot(caller, what);
         let mut memory = slot.lock().await;
         match memory.judge(now, ttl, Duration::from_millis(self.config.refusal_ttl_ms)) {

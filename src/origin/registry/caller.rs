@@ -59,7 +59,33 @@ impl Credential {
 
 #[cfg(test)]
 mod tests {
+    use super::super::stub::{Reply, Stub};
     use super::*;
+    use crate::content::{Algorithm, ByteRange, Digest};
+    use crate::origin::fake;
+
+    #[tokio::test]
+    async fn a_callers_credential_stays_with_the_registry() {
+        const SIZE: u64 = 1_000;
+        let hers: HeaderValue = format!("Basic {}", STANDARD.encode("ann:hers")).parse().unwrap();
+        let store =
+            Stub::start(|seen| Reply::ranged(seen, &fake::seeded_bytes(3, ByteRange::new(0, SIZE)))).await;
+        let to = store.url("/bucket/blob");
+        let stub = Stub::start(move |seen| match seen.header("authorization") {
+            None => Reply::status(401).with("www-authenticate", "Basic realm=\"r\""),
+            Some(_) => Reply::redirect(to.clone()),
+        })
+        .await;
+        let caller = stub.registry().seen_by(Credential::from_basic(&hers));
+        let digest = Digest::from_bytes(Algorithm::Sha256, &[7; 32]).unwrap();
+        assert_eq!(caller.blob_size(&"team/app".parse().unwrap(), &digest).await.unwrap(), SIZE);
+        assert_eq!(stub.seen().last().unwrap().header("authorization"), hers.to_str().ok());
+        assert!(
+            !store.seen().is_empty()
+                && store.seen().iter().all(|seen| seen.header("authorization").is_none())
+        );
+        assert!(!format!("{caller:?}").contains("hers"));
+    }
 
     #[test]
     fn only_basic_credentials_are_understood() {

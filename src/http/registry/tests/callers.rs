@@ -43,9 +43,9 @@ impl Guarded {
                 "" => shown.is_empty(),
                 pair => shown == basic(pair),
             });
-            let asked = |open: &&str| *open == "*" || seen.target.starts_with(&format!("/v2/{open}/"));
+            let asked = |open: &str| open == "*" || seen.target.starts_with(&format!("/v2/{open}/"));
             match repositories {
-                Some((_, open)) if open.iter().any(|open| asked(&open)) => theirs.answer(seen),
+                Some((_, open)) if open.iter().any(|open| asked(open)) => theirs.answer(seen),
                 Some(_) => Reply::status(403),
                 None => Reply::status(401).with("www-authenticate", "Basic realm=\"r\""),
             }
