@@ -9,6 +9,7 @@ pub mod oci;
 pub mod swarm;
 pub mod wire;
 // floor 1: leaf I/O
+pub mod containerd;
 pub mod origin;
 pub mod store;
 pub mod transport;

@@ -167,7 +167,7 @@ fn wrong_usage_is_2_and_help_is_0() {
     assert_eq!(run(&[]).0, Some(2));
     let (code, help, _) = run(&["--help"]);
     assert_eq!(code, Some(0));
-    for command in ["serve", "status", "peers", "contents", "certs"] {
+    for command in ["serve", "status", "peers", "contents", "certs", "doctor", "wire", "unwire"] {
         assert!(help.contains(command), "{command} is not in the help");
     }
     assert!(run(&["--version"]).1.starts_with("windlass "));
@@ -182,4 +182,57 @@ fn without_a_daemon_the_cure_is_named() {
         error.starts_with("windlass: no daemon answers at ") && error.contains("windlass serve"),
         "{error}"
     );
+}
+
+/// The paths below a directory, and what the files say.
+fn picture(directory: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(
+                std::fs::read_dir(&path).expect("readable").map(|entry| entry.expect("an entry").path()),
+            );
+        }
+        found.push((path.clone(), std::fs::read_to_string(&path).unwrap_or_default()));
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn containerd_is_wired_to_a_mirror_that_answers_and_unwired_again() {
+    let port =
+        TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("it is bound").port();
+    let mirror = format!("127.0.0.1:{port}");
+    let home = Home::new(
+        "[[registry.origins]]\nname = \"reg.example\"\n[[registry.origins]]\nname = \"docker.io\"\n",
+    );
+    let certs = home.path().join("certs.d");
+    std::fs::create_dir_all(certs.join("reg.example")).expect("writable");
+    let foreign = "server = \"https://reg.example\"\n[host.\"https://theirs\"]\n";
+    std::fs::write(certs.join("reg.example/hosts.toml"), foreign).expect("writable");
+    let before = picture(&certs);
+    let wire = |arguments: &[&str]| {
+        let mut command = windlass();
+        command.args(arguments).arg("--certs-d").arg(&certs).env("WINDLASS_REGISTRY__LISTEN", &mirror);
+        shown(&command.env("WINDLASS_CONFIG", home.config()).output().expect("the binary runs"))
+    };
+
+    let (code, _, error) = wire(&["wire", "--wait", "0s"]);
+    assert_eq!(code, Some(1));
+    assert!(error.contains("nothing was written"), "{error}");
+    assert_eq!(picture(&certs), before);
+
+    let serve = home.serve().env("WINDLASS_REGISTRY__LISTEN", &mirror).stderr(Stdio::null()).spawn();
+    let _daemon = Running(serve.expect("the binary runs"));
+    let (code, text, error) = wire(&["wire", "--json"]);
+    assert_eq!(code, Some(0), "{error}");
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(report["changes"].as_array().map(Vec::len), Some(2), "{text}");
+    let hub = std::fs::read_to_string(certs.join("docker.io/hosts.toml")).expect("it is written");
+    assert!(hub.contains("server = \"https://registry-1.docker.io\"") && hub.contains(&mirror), "{hub}");
+
+    assert_eq!(wire(&["unwire"]).0, Some(0));
+    assert_eq!(picture(&certs), before);
 }

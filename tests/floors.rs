@@ -21,6 +21,7 @@ const MAY_IMPORT: &[(&str, &[&[&str]])] = &[
     ("store", &[&["content"]]),
     ("origin", &[&["content", "oci"]]),
     ("transport", &[&["content", "wire"]]),
+    ("containerd", &[]),
     ("cache", &[FLOOR_0, FLOOR_1]),
     ("gossip", &[FLOOR_0, &["transport"]]),
     ("provider", &[FLOOR_0, &["store", "transport", "cache"]]),
@@ -38,7 +39,7 @@ const MAY_IMPORT: &[(&str, &[&[&str]])] = &[
 const ALL: &[&[&str]] = &[
     FLOOR_0,
     FLOOR_1,
-    &["cache", "gossip", "provider", "fetch", "http", "config", "telemetry", "cli", "daemon"],
+    &["containerd", "cache", "gossip", "provider", "fetch", "http", "config", "telemetry", "cli", "daemon"],
 ];
 
 /// What floor 0 must not name, as consecutive path segments. `std::net::SocketAddr` is only data, so it may.

@@ -108,6 +108,14 @@ impl Daemon {
         self.send(Method::POST, path, json).await
     }
 
+    /// What a HEAD of `path` is answered.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(super) async fn head(&self, path: &str) -> Result<Response<Incoming>, ControlError> {
+        self.send(Method::HEAD, path, Bytes::new()).await
+    }
+
     async fn send(
         &self,
         method: Method,

@@ -4,14 +4,19 @@
 //! `windlass:` and says what to do next.
 //! This module refuses to hold logic that a running daemon needs.
 
+mod canary;
 mod certs;
 pub mod control;
 pub mod demo;
+mod doctor;
 pub mod fetch;
+mod mirror;
 mod progress;
 mod proofs;
 mod report;
 mod serve;
+mod signals;
+mod wire;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -42,6 +47,12 @@ enum Command {
     Contents(report::Args),
     /// Make certificates for the nodes of a cluster.
     Certs(certs::Args),
+    /// Check that pulls on this node go through the cluster, and say what to change when not.
+    Doctor(doctor::Args),
+    /// Make this node's containerd ask the mirror first.
+    Wire(wire::WireArgs),
+    /// Undo what `wire` did, and nothing else.
+    Unwire(wire::UnwireArgs),
     /// Put S3 objects on this node's disk, through the cluster's cache.
     Fetch(fetch::Args),
 }
@@ -73,19 +84,26 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => serve::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::Status(args) => ask(report::status(&args)),
-        Command::Peers(args) => ask(report::peers(&args)),
+        Command::Status(args) => ask(done(report::status(&args))),
+        Command::Peers(args) => ask(done(report::peers(&args))),
         Command::Demo(args) => Ok(demo::run(args)),
-        Command::Contents(args) => ask(report::contents(&args)),
+        Command::Contents(args) => ask(done(report::contents(&args))),
         Command::Certs(args) => certs::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(args) => ask(doctor::run(&args)),
+        Command::Wire(args) => ask(done(wire::wire(&args))),
+        Command::Unwire(args) => wire::unwire(&args).map(|()| ExitCode::SUCCESS),
         Command::Fetch(args) => fetch::run(&args),
     }
 }
 
 /// Runs a command that asks a daemon: one connection, so one thread will do.
-fn ask(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(command).map(|()| ExitCode::SUCCESS)
+fn ask(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}
+
+/// A command that did what it was asked, or failed.
+async fn done(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
+    command.await.map(|()| ExitCode::SUCCESS)
 }
 
 fn exit_code(error: &anyhow::Error) -> ExitCode {

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::pin::pin;
 
 use anyhow::{Context, bail};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::signals::Signals;
 use crate::config::{self, Config};
 use crate::{daemon, telemetry};
 
@@ -54,24 +54,5 @@ async fn until_signalled(config: Config) -> anyhow::Result<()> {
     tokio::select! {
         ended = &mut daemon => Ok(ended?),
         signal = signals.next() => bail!("{signal} again: ended without finishing what was in flight"),
-    }
-}
-
-/// The two signals that ask a daemon to end.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
     }
 }

@@ -75,6 +75,20 @@ impl Config {
         path: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
+        let config = Self::read(path, environment)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// As [`Self::load`], without the check of the whole: for commands that only want to know what is configured, and may
+    /// run where the daemon's certificates are not.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn read(
+        path: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
         let environment: Vec<_> = environment.into_iter().collect();
         let file = path.unwrap_or_else(|| Path::new(DEFAULT_PATH));
         let text = match std::fs::read_to_string(file) {
@@ -84,7 +98,6 @@ impl Config {
         };
         let mut config = Self::parse(&text, file, environment.clone())?;
         config.node.fill_in(&environment);
-        config.check()?;
         Ok(config)
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -13,8 +14,9 @@ use tokio_util::task::TaskTracker;
 use super::DaemonError;
 use crate::config::Config;
 use crate::http::admin::{self, Control, bind_control};
+use crate::http::canary::{self, Canaries};
 use crate::http::object::Endpoint;
-use crate::http::registry::Mirror;
+use crate::http::registry::{Mirror, MirrorBody};
 use crate::http::server::{DEFAULT_MAX_CONNECTIONS, Limits, Listener, Metrics};
 
 /// For people, probes and commands.
@@ -84,14 +86,25 @@ impl OwnListeners {
 }
 
 impl FaceListeners {
-    pub(super) fn serve(self, mirror: Mirror, endpoint: Endpoint, serving: &Serving) {
+    pub(super) fn serve(self, mirror: Mirror, canaries: Canaries, endpoint: Endpoint, serving: &Serving) {
         serving.spawn(self.registry, DEFAULT_MAX_CONNECTIONS, move |request| {
-            let mirror = mirror.clone();
-            async move { mirror.answer(request).await }
+            let (mirror, canaries) = (mirror.clone(), canaries.clone());
+            let (parts, body) = request.into_parts();
+            async move {
+                match canaries.answer(&parts) {
+                    Some(answer) => canary::response(answer, whole),
+                    None => mirror.answer(Request::from_parts(parts, body)).await,
+                }
+            }
         });
         serving.spawn(self.object, DEFAULT_MAX_CONNECTIONS, move |request| {
             let endpoint = endpoint.clone();
             async move { endpoint.handle(request).await }
         });
     }
+}
+
+/// A body that is all there.
+fn whole(text: String) -> MirrorBody {
+    Full::from(text).map_err(|never| match never {}).boxed_unsync()
 }

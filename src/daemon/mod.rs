@@ -36,6 +36,7 @@ pub use identity::ProofError;
 use crate::config::Config;
 use crate::fetch::Fetcher;
 use crate::http::admin::{Admin, Condition, Control, Readiness};
+use crate::http::canary::Canaries;
 use crate::http::object::Endpoint;
 use crate::http::registry::{Callers, Mirror};
 use crate::origin::registry::RegistryOrigin;
@@ -157,7 +158,8 @@ async fn start(config: Config, life: &Life) -> Result<(Engine, Bound), DaemonErr
         stop: life.drain.clone(),
         drain: config.shutdown.drain_deadline(),
     };
-    let node = Node::new(config.node.clone(), registry);
+    let canaries = Canaries::default();
+    let node = Node::new(config.node.clone(), registry, canaries.clone());
     let fetcher = Arc::new(OnceLock::new());
     let pages = Admin::new(node.clone(), life.readiness.clone());
     own.serve(&Control::new(pages, Arc::clone(&fetcher)), &serving);
@@ -185,7 +187,7 @@ async fn start(config: Config, life: &Life) -> Result<(Engine, Bound), DaemonErr
     let fetches =
         Fetcher::new(config.fetch, cache.clone(), engine.store.clone(), s3, s3_callers, metrics.fetch);
     let _ = fetcher.set(fetches);
-    faces.serve(mirror, endpoint, &serving);
+    faces.serve(mirror, canaries, endpoint, &serving);
     let stop = life.drain.clone();
     life.faces.spawn(async move { callers.tidy(stop).await });
     Ok((engine, bound))

@@ -8,7 +8,8 @@ use prometheus_client::registry::Registry;
 use crate::config::NodeConfig;
 use crate::gossip::Gossip;
 use crate::http::admin::Inspect;
-use crate::http::admin::view::{Content, Peer, PeerCounts, Stats, StoreStats, Transfers};
+use crate::http::admin::view::{Canary, Content, Peer, PeerCounts, Stats, StoreStats, Transfers};
+use crate::http::canary::Canaries;
 use crate::store::{self, Store};
 use crate::telemetry::{self, Figures};
 
@@ -17,6 +18,7 @@ pub(super) struct Node {
     config: NodeConfig,
     started: Instant,
     registry: Registry,
+    canaries: Canaries,
     parts: OnceLock<Parts>,
 }
 
@@ -27,8 +29,8 @@ pub(super) struct Parts {
 }
 
 impl Node {
-    pub(super) fn new(config: NodeConfig, registry: Registry) -> Arc<Self> {
-        Arc::new(Self { config, started: Instant::now(), registry, parts: OnceLock::new() })
+    pub(super) fn new(config: NodeConfig, registry: Registry, canaries: Canaries) -> Arc<Self> {
+        Arc::new(Self { config, started: Instant::now(), registry, canaries, parts: OnceLock::new() })
     }
 
     /// The parts are built. Only the first call counts.
@@ -99,6 +101,16 @@ impl Inspect for Node {
         let mut contents: Vec<_> = parts.store.list().into_iter().map(shown).collect();
         contents.sort_by(|a, b| a.idle_seconds.total_cmp(&b.idle_seconds));
         contents
+    }
+
+    fn canaries(&self) -> Vec<Canary> {
+        let seen = self.canaries.all().into_iter();
+        seen.map(|seen| Canary {
+            token: seen.token,
+            registry: seen.registry,
+            age_seconds: seen.at.elapsed().as_secs_f64(),
+        })
+        .collect()
     }
 
     fn metrics(&self) -> Option<(&'static str, String)> {

@@ -8,7 +8,7 @@ use http_body_util::Full;
 use serde::Serialize;
 
 use super::readiness::Readiness;
-use super::view::{Content, Peer, Stats};
+use super::view::{Canary, Content, Peer, Stats};
 
 /// Every page is small and whole before its headers go out.
 pub type AdminBody = Full<Bytes>;
@@ -23,6 +23,8 @@ pub trait Inspect: Send + Sync + 'static {
     fn peers(&self) -> Vec<Peer>;
     /// May block.
     fn contents(&self) -> Vec<Content>;
+    /// The canaries that came to the mirror lately.
+    fn canaries(&self) -> Vec<Canary>;
     /// The metrics and their content type; nothing if a metric fails to write itself.
     fn metrics(&self) -> Option<(&'static str, String)>;
 }
@@ -54,9 +56,10 @@ impl Admin {
             "/v1/stats" => json(&self.stats()),
             "/v1/peers" => json(&self.node.peers()),
             "/v1/contents" => self.contents().await,
+            "/v1/canaries" => json(&self.node.canaries()),
             _ => text(
                 StatusCode::NOT_FOUND,
-                "there are /metrics, /healthz, /readyz, /v1/stats, /v1/peers and /v1/contents\n",
+                "there are /metrics, /healthz, /readyz, /v1/stats, /v1/peers, /v1/contents and /v1/canaries\n",
             ),
         }
     }
@@ -130,6 +133,9 @@ mod tests {
         fn contents(&self) -> Vec<Content> {
             vec![Content { name: "sha256:0".into(), size: 7, ..Content::default() }]
         }
+        fn canaries(&self) -> Vec<Canary> {
+            vec![Canary { token: "abc".into(), ..Canary::default() }]
+        }
         fn metrics(&self) -> Option<(&'static str, String)> {
             Some(("text/plain; version=0.0.4", "up 1\n".into()))
         }
@@ -165,6 +171,7 @@ mod tests {
         assert_eq!(get(&admin, Method::GET, "/metrics").await, (StatusCode::OK, "up 1\n".into()));
         assert_eq!(get(&admin, Method::GET, "/healthz").await.0, 200);
         assert!(get(&admin, Method::GET, "/v1/contents").await.1.contains("\"size\":7"));
+        assert!(get(&admin, Method::GET, "/v1/canaries").await.1.contains("\"token\":\"abc\""));
         assert_eq!(get(&admin, Method::POST, "/v1/fetch").await.0, 405);
         assert_eq!(get(&admin, Method::GET, "/v1/fetch").await.0, 404);
     }

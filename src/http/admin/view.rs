@@ -1,4 +1,4 @@
-//! What `/v1/stats`, `/v1/peers` and `/v1/contents` say, as the daemon writes it and the commands read it.
+//! What `/v1/stats`, `/v1/peers`, `/v1/contents` and `/v1/canaries` say, as the daemon writes it and the commands read it.
 //!
 //! Sizes are bytes, times are seconds. Keys are only ever added.
 
@@ -75,4 +75,15 @@ pub struct Content {
     pub sealed: bool,
     /// Seconds since it was last read.
     pub idle_seconds: f64,
+}
+
+/// One entry of `/v1/canaries`: a request whose arrival proves that containerd asks this mirror.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Canary {
+    pub token: String,
+    /// The registry that it was for.
+    pub registry: String,
+    /// Seconds since it came.
+    pub age_seconds: f64,
 }

@@ -94,7 +94,10 @@ pub enum ConfigError {
 
 impl RegistryConfig {
     /// The URL below which `/v2/` lies, without a slash at the end.
-    pub(super) fn endpoint_url(&self) -> Result<Url, ConfigError> {
+    ///
+    /// # Errors
+    /// When the name or the endpoint is no registry's.
+    pub fn endpoint_url(&self) -> Result<Url, ConfigError> {
         let spelled = Url::parse(&format!("https://{}", self.name)).ok();
         let is_host = |url: &Url| url.has_host() && url.path() == "/" && url.query().is_none();
         let Some(by_name) = spelled.filter(is_host).filter(|_| !self.name.contains(['/', '@', '?', '#']))
