@@ -44,7 +44,7 @@ EVERYTHING = """
 image: { repository: registry.example/windlass }
 startupTaint: { enabled: true }
 wire: { default: true }
-node: { nodeSelector: { a: b }, capabilities: [NET_ADMIN], env: [{ name: A, value: b }], podLabels: { x: y } }
+node: { nodeSelector: { a: b }, capabilities: [NET_ADMIN], env: [{ name: A, value: b }], podLabels: { team: ml } }
 seed: { storageClassName: gp3, nodeSelector: { a: b }, tolerations: [{ operator: Exists }], env: [{ name: A, value: b }] }
 serviceAccount: { annotations: { eks.amazonaws.com/role-arn: "arn:aws:iam::123456789012:role/windlass" } }
 imagePullSecrets: [{ name: pull }]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rig.cluster import Cluster, Node
@@ -80,6 +81,13 @@ class Patient:
     def containerd_major(self) -> int:
         version = run(["containerd", "--version"]).stdout.decode().split()[2]
         return int(version.lstrip("v").split(".")[0])
+
+
+@pytest.fixture(scope="module")
+def cluster(cluster: Cluster) -> Cluster:
+    """The cluster without an object store, which nothing here reads and which takes long to start."""
+    cluster._objects = SimpleNamespace(endpoint="http://127.0.0.1:9")
+    return cluster
 
 
 @pytest.fixture(scope="module")
