@@ -11,13 +11,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rig.cluster import Cluster, Node, at_once
 from rig.images import ImageBuilder, Layer, push
-from rig.processes import Process, run, wait_until
+from rig.network import Machine
+from rig.processes import run, wait_until
 
 yaml = pytest.importorskip("yaml")
 jsonschema = pytest.importorskip("jsonschema")
@@ -227,6 +229,13 @@ def queries() -> list[str]:
 
 
 @pytest.fixture(scope="module")
+def cluster(cluster: Cluster) -> Cluster:
+    """The cluster without an object store, which nothing here reads and which takes long to start."""
+    cluster._objects = SimpleNamespace(endpoint="http://127.0.0.1:9")
+    return cluster
+
+
+@pytest.fixture(scope="module")
 def nodes(cluster: Cluster, images: ImageBuilder) -> list[Node]:
     """Two nodes that have pulled an image."""
     nodes = cluster.nodes(2)
@@ -247,7 +256,7 @@ def test_no_query_names_a_metric_that_does_not_exist(nodes: list[Node]) -> None:
 
 
 @pytest.fixture(scope="module")
-def prometheus(cluster: Cluster, nodes: list[Node]) -> Iterator[tuple[Process, str]]:
+def prometheus(cluster: Cluster, nodes: list[Node]) -> Iterator[Machine]:
     """A Prometheus that scrapes both nodes, with the labels that the PodMonitor gives."""
     machine = cluster.machine("watch")
     directory = cluster.directory / "prometheus"
@@ -262,18 +271,21 @@ def prometheus(cluster: Cluster, nodes: list[Node]) -> Iterator[tuple[Process, s
     config.write_text(json.dumps({"rule_files": rules, "scrape_configs": [scrape]}))
     argv = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={directory}", "--web.listen-address=:9090"]
     process = machine.start(argv, cluster.logs / "prometheus.log")
-    get = lambda path: machine.get(f"http://127.0.0.1:9090{path}", check=False)  # noqa: E731
+
+    def ask(query: str) -> bytes:
+        curl = ["curl", "-s", "--data-urlencode", f"query={query}", "http://127.0.0.1:9090/api/v1/query"]
+        return machine.run(curl, check=False).stdout
+
     try:
-        wait_until(lambda: b"Ready" in get("/-/ready"), "Prometheus is ready", 60, process)
-        scraped = "/api/v1/query?query=count(count_over_time(windlass_build_info[1m])>3)"
-        wait_until(lambda: b'"2"]' in get(scraped), "both nodes are scraped", 60, process)
-        yield process, machine
+        scraped = "count(count_over_time(windlass_build_info[1m]) > 3)"
+        wait_until(lambda: b'"2"]' in ask(scraped), "both nodes are scraped", 90, process)
+        yield machine
     finally:
         process.terminate()
 
 
-def test_a_real_prometheus_answers_every_query(prometheus: tuple, figure) -> None:
-    _, machine = prometheus
+def test_a_real_prometheus_answers_every_query(prometheus: Machine, figure: Callable[[str, object], None]) -> None:
+    machine = prometheus
     with_data = 0
     for expression in queries():
         curl = ["curl", "-s", "--data-urlencode", f"query={expression}", "http://127.0.0.1:9090/api/v1/query"]
