@@ -40,6 +40,7 @@ CUSTOM_RESOURCES = {
     ],
     "github.com/kedacore/keda/v2@v2.17.2": ["config/crd/bases/*_scaledobjects.yaml"],
     "github.com/argoproj/argo-cd/v3@v3.1.0": ["manifests/crds/application-crd.yaml"],
+    "github.com/kyverno/kyverno@v1.15.2": ["config/crds/kyverno/kyverno.io_policyexceptions.yaml"],
 }
 
 EVERYTHING = """
@@ -177,8 +178,9 @@ def test_overlays_are_valid(custom_resources: dict, overlay: str) -> None:
 
 
 def test_examples_are_valid(custom_resources: dict) -> None:
-    paths = [*(DAEMONSET / "karpenter").glob("*.yaml"), DAEMONSET / "watching" / "keda.yaml"]
-    for path in [*paths, *(DAEMONSET / "argocd").glob("*.yaml"), *(DAEMONSET / "examples").glob("*.yaml")]:
+    folders = ["argocd", "examples", "karpenter", "kyverno"]
+    paths = [path for folder in folders for path in (DAEMONSET / folder).glob("*.yaml")]
+    for path in [*paths, DAEMONSET / "watching" / "keda.yaml"]:
         check(list(yaml.safe_load_all(path.read_text())), custom_resources, KUBERNETES)
 
 

@@ -49,7 +49,12 @@ pub(super) async fn check(scene: &Scene) -> Vec<Finding> {
     let known = version.as_deref().ok().and_then(Version::parse);
     let mut findings = vec![judge_version(&version)];
     let settings = config::read(&scene.host_root, &scene.containerd_config);
-    findings.extend(judge_config(&settings, known));
+    match &settings {
+        Err(error) if error.is_missing() && version.is_err() => {
+            findings.push(Finding::skip(CONFIG, format!("{error}: there seems to be no containerd here")));
+        }
+        _ => findings.extend(judge_config(&settings, known)),
+    }
     findings.push(judge_snapshotter(settings.as_ref().ok()));
     let roots = effective_roots(settings.as_ref().ok(), known);
     findings.extend(check_hosts(scene, &roots));

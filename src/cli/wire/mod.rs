@@ -21,11 +21,11 @@ use super::canary::Canary;
 use super::control::Daemon;
 use super::mirror::{self, MirrorAddress};
 use crate::config::{self, Config};
+use crate::containerd;
 use crate::containerd::config as containerd_config;
 use crate::containerd::hosts::Mirror;
 use crate::containerd::roots::{DEFAULT, Roots};
 use crate::containerd::socket::Socket;
-use crate::containerd;
 use files::{Change, Outcome};
 
 /// Where `certs.d` is when containerd's configuration does not say: what every installer and document uses.
