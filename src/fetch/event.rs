@@ -29,6 +29,7 @@ pub enum Event {
         method: Method,
         etag: String,
         /// What the whole was compared with and agreed: `crc64nvme`, `sha256 of parts`, `--sha256-file`.
+        #[serde(default)]
         verified_by: Vec<String>,
         /// Why it was not compared with a checksum of S3's.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -80,6 +81,7 @@ pub struct Summary {
     pub seconds: f64,
     #[serde(flatten)]
     pub shares: Shares,
+    #[serde(default)]
     pub verified: Verified,
 }
 

@@ -262,6 +262,32 @@ async fn parts_are_compared_and_the_wrong_one_is_named() {
 }
 
 #[tokio::test]
+async fn a_wrong_part_of_a_whole_is_named_where_s3_keeps_the_parts_sums() {
+    let (kind, bytes) = (SumKind::Crc64Nvme, object(4));
+    let listed: String = bytes
+        .chunks(150_000)
+        .enumerate()
+        .map(|(index, part)| {
+            let (number, size, sum) = (index + 1, part.len(), text_of(kind, part));
+            format!(
+                "<Part><PartNumber>{number}</PartNumber><Size>{size}</Size>\
+                 <ChecksumCRC64NVME>{sum}</ChecksumCRC64NVME></Part>"
+            )
+        })
+        .collect();
+    let xml = format!(
+        "<GetObjectAttributesResponse><ObjectParts>{listed}</ObjectParts></GetObjectAttributesResponse>"
+    );
+    let bench = Bench::start().await;
+    bench.stub.say("/models/m/4", "x-amz-checksum-crc64nvme", &text_of(kind, &bytes));
+    bench.stub.tell_attributes("/models/m/4", &xml);
+    (0..2).for_each(|_| bench.stub.fault("/models/m/4", Fault::Corrupt(350_000)));
+    let reason = outcome_of(&bench.fetch_one(4, "").await).unwrap_err();
+    assert!(reason.starts_with("part 3 of 3 of s3://models/m/4"), "{reason}");
+    assert!(reason.contains(&text_of(kind, &bytes[300_000..])), "{reason}");
+}
+
+#[tokio::test]
 async fn what_is_not_verified_is_said() {
     let bench = Bench::start().await;
     let events = bench.fetch_one(1, "").await;

@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::plan::PlannedFile;
 use crate::cache::{Content, ReadError};
-use crate::content::{ByteRange, Digest};
+use crate::content::ByteRange;
 use crate::origin::OriginError;
 use crate::origin::s3::{Claim, ObjectHead, Part, S3Origin, Sum, SumKind};
 
@@ -59,17 +59,16 @@ pub(super) enum VerifyError {
 /// What there is to compare one file with.
 #[derive(Clone)]
 pub(super) struct Expectations {
-    object: String,
+    origin: S3Origin,
+    file: PlannedFile,
     claim: Result<Claim, String>,
     parts: Arc<Vec<Part>>,
-    supplied: Option<Digest>,
 }
 
 impl Expectations {
     /// Asks S3 what it keeps of the object. That it does not say is no failure: the file is then not verified by it.
     pub(super) async fn of(origin: &S3Origin, file: &PlannedFile) -> Self {
         let version = &file.version;
-        let object = format!("s3://{}/{}", version.bucket, version.key);
         let head = origin.head(&version.bucket, &version.key, file.version_id.as_deref()).await;
         let mut claim = claim_of(file, head);
         let mut parts = Vec::new();
@@ -80,7 +79,7 @@ impl Expectations {
                 Err(reason) => claim = Err(reason),
             }
         }
-        Self { object, claim, parts: Arc::new(parts), supplied: file.sha256.clone() }
+        Self { origin: origin.clone(), file: file.clone(), claim, parts: Arc::new(parts) }
     }
 
     /// Reads the content, which is whole, and compares.
@@ -95,16 +94,21 @@ impl Expectations {
         match &self.claim {
             Ok(Claim::Whole(expected)) => {
                 let actual = sum_of(content, whole(content), expected.kind).await?;
-                self.agree(None, whole(content), expected, &actual, true)?;
+                if let Err(differs) = self.agree(None, whole(content), expected, &actual, true) {
+                    return Err(self.narrowed(content, expected.kind).await?.unwrap_or(differs));
+                }
                 verdict.by.push(expected.kind.name().to_owned());
             }
             Ok(Claim::Parts { of_sums, .. }) => {
-                self.compare_parts(content, of_sums).await?;
+                self.compare_parts(content, &self.parts).await?;
+                // The parts' sums are themselves what S3 says the object is made of.
+                let composite = Sum::of_sums(of_sums.kind, self.parts.iter().map(|part| &part.sum));
+                self.agree(None, whole(content), of_sums, &composite, true)?;
                 verdict.by.push(format!("{} of parts", of_sums.kind));
             }
             Err(reason) => verdict.not_by_s3 = Some(reason.clone()),
         }
-        if let Some(supplied) = &self.supplied {
+        if let Some(supplied) = &self.file.sha256 {
             let actual = sum_of(content, whole(content), SumKind::Sha256).await?;
             let expected = Sum::from_digest(supplied);
             self.agree(None, whole(content), &expected, &actual, false)?;
@@ -113,19 +117,32 @@ impl Expectations {
         Ok(verdict)
     }
 
-    async fn compare_parts(&self, content: &Content, of_sums: &Sum) -> Result<(), VerifyError> {
-        for part in self.parts.iter() {
+    async fn compare_parts(&self, content: &Content, parts: &[Part]) -> Result<(), VerifyError> {
+        let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
+        for part in parts {
             let actual = sum_of(content, part.range, part.sum.kind).await?;
-            self.agree(Some(part.number), part.range, &part.sum, &actual, true)?;
+            self.agree(Some((part.number, count)), part.range, &part.sum, &actual, true)?;
         }
-        // The parts' sums are themselves what S3 says the object is made of.
-        let composite = Sum::of_sums(of_sums.kind, self.parts.iter().map(|part| &part.sum));
-        self.agree(None, whole(content), of_sums, &composite, true)
+        Ok(())
+    }
+
+    /// The part that differs, of an object whose whole does, if S3 keeps the parts' sums too.
+    async fn narrowed(&self, content: &Content, kind: SumKind) -> Result<Option<VerifyError>, VerifyError> {
+        let found = self.origin.parts(&self.file.version, self.file.version_id.as_deref(), kind).await;
+        let parts = found.unwrap_or_default();
+        if parts.last().map(|part| part.range.end()) != Some(content.size()) {
+            return Ok(None);
+        }
+        match self.compare_parts(content, &parts).await {
+            Err(differs @ VerifyError::Mismatch(_)) => Ok(Some(differs)),
+            Err(error) => Err(error),
+            Ok(()) => Ok(None),
+        }
     }
 
     fn agree(
         &self,
-        part: Option<u32>,
+        part: Option<(u32, u32)>,
         range: ByteRange,
         expected: &Sum,
         actual: &Sum,
@@ -134,10 +151,10 @@ impl Expectations {
         if expected == actual {
             return Ok(());
         }
-        let count = u32::try_from(self.parts.len()).unwrap_or(u32::MAX);
+        let version = &self.file.version;
         Err(VerifyError::Mismatch(Box::new(Mismatch {
-            object: self.object.clone(),
-            part: part.map(|number| (number, count)),
+            object: format!("s3://{}/{}", version.bucket, version.key),
+            part,
             range,
             expected: expected.to_string(),
             actual: actual.to_string(),

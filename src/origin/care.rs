@@ -301,14 +301,21 @@ impl Reading {
             self.body = stream::iter([Ok(piece)]).chain(body).boxed();
             return Ok(());
         }
-        if !error.is_transient() || self.resumes >= RESUMES || !self.care.may_repeat() {
-            return Err(error);
+        let mut error = error;
+        while error.is_transient() && self.resumes < RESUMES && self.care.may_repeat() {
+            self.resumes += 1;
+            self.care.metrics.resumed();
+            tracing::debug!(%error, at = self.rest.start(), "going on where a body broke");
+            match self.care.send(&self.open, self.rest).await {
+                Ok(body) => {
+                    self.body = body;
+                    return Ok(());
+                }
+                // What broke the body may have broken the connection that the pool had next.
+                Err(again) => error = again,
+            }
         }
-        self.resumes += 1;
-        self.care.metrics.resumed();
-        tracing::debug!(%error, at = self.rest.start(), "going on where a body broke");
-        self.body = self.care.send(&self.open, self.rest).await?;
-        Ok(())
+        Err(error)
     }
 }
 

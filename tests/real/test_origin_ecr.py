@@ -111,6 +111,9 @@ def test_four_nodes_pull_across_the_end_of_tokens_and_urls(
     assert seconds > TOKEN_LIFE_S, "the pull was over before a token ended: slow the origin"
     sent = sum(record["bytes"] for record in ecr.records("store") if record["status"] in (200, 206))
     figure("ECR: object store's bytes ÷ image", sent / image.size())
+    names = ("hedges", "resumed_bodies", "retries")
+    extra = {n: sum(node.daemon.metric(f"windlass_origin_{n}_total", origin=NAME) for node in nodes) for n in names}
+    figure("ECR: second requests, resumed bodies, retries", tuple(extra.values()))
     assert image.size() <= sent <= 1.1 * image.size()
 
 

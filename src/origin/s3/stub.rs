@@ -40,6 +40,16 @@ pub(crate) enum Fault {
     Corrupt(usize),
 }
 
+impl Fault {
+    /// Whether it can be seen in the answer to `request`.
+    fn strikes(self, request: &Request<Incoming>) -> bool {
+        let Self::Corrupt(at) = self else { return true };
+        let range = header(request.headers(), "range").and_then(RangeHeader::parse);
+        let range = range.and_then(|range| range.resolve(u64::MAX).ok());
+        range.is_none_or(|range| range.start() <= at as u64 && (at as u64) < range.end())
+    }
+}
+
 type StubBody = BoxBody<Bytes, std::io::Error>;
 
 #[derive(Default)]
@@ -91,7 +101,6 @@ impl Stub {
             region: Some("us-east-1".into()),
             path_style: true,
             anonymous: true,
-            stall_timeout_ms: 50,
             ..S3Config::default()
         }
     }
@@ -138,11 +147,6 @@ impl Stub {
         self.state.lock().faults.push((path.into(), fault));
     }
 
-    /// Faults that nothing has met are taken back.
-    pub(crate) fn forgive(&self) {
-        self.state.lock().faults.clear();
-    }
-
     /// `METHOD path?query [range] [if-match etag]` of every request so far.
     pub(crate) fn requests(&self) -> Vec<String> {
         self.state.lock().requests.clone()
@@ -165,7 +169,8 @@ impl Stub {
             let told = state.attributes.get(&path).cloned();
             return told.map_or_else(|| refuse(403, "AccessDenied"), |xml| Response::new(full(xml.into())));
         }
-        let fault = match state.faults.iter().position(|(at, _)| *at == path) {
+        let strikes = |(at, fault): &(String, Fault)| *at == path && fault.strikes(request);
+        let fault = match state.faults.iter().position(strikes) {
             Some(index) if request.method() == Method::GET => Some(state.faults.remove(index).1),
             _ => None,
         };
@@ -263,10 +268,13 @@ fn faulty(bytes: Bytes, fault: Option<Fault>) -> StubBody {
     match fault {
         Some(Fault::Short(n)) => {
             let broken = Err(std::io::Error::other("cut"));
-            BodyExt::boxed(StreamBody::new(stream::iter([Ok(Frame::data(bytes.slice(..n))), broken])))
+            BodyExt::boxed(StreamBody::new(stream::iter([
+                Ok(Frame::data(bytes.slice(..n.min(bytes.len())))),
+                broken,
+            ])))
         }
         Some(Fault::Stall(n)) => {
-            let first = stream::iter([Ok(Frame::data(bytes.slice(..n)))]);
+            let first = stream::iter([Ok(Frame::data(bytes.slice(..n.min(bytes.len()))))]);
             let never = stream::once(tokio::time::sleep(Duration::from_secs(3600)))
                 .map(|()| Err(std::io::Error::other("cut")));
             BodyExt::boxed(StreamBody::new(first.chain(never)))
