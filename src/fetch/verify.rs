@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::plan::PlannedFile;
 use crate::cache::{Content, ReadError};
-use crate::content::ByteRange;
+use crate::content::{ByteRange, ETag};
 use crate::origin::OriginError;
 use crate::origin::s3::{Claim, ObjectHead, Part, S3Origin, Sum, SumKind};
 
@@ -185,10 +185,21 @@ fn claim_of(file: &PlannedFile, head: Result<ObjectHead, OriginError>) -> Result
     if head.version.etag != file.version.etag {
         return Err("the object was overwritten since, and S3 speaks of the new one".into());
     }
-    head.checksums.claim().ok_or_else(|| match head.checksums.sha1 {
-        Some(_) => "S3 keeps only a SHA-1 of it".into(),
-        None => "S3 keeps no checksum of it".into(),
-    })
+    match head.checksums.claim() {
+        Some(Claim::Whole(_)) if head.checksums.kind.is_none() && is_of_parts(&head.version.etag) => {
+            Err("its store does not say whether its checksum is of the whole or of its parts".into())
+        }
+        Some(claim) => Ok(claim),
+        None if head.checksums.sha1.is_some() => Err("S3 keeps only a SHA-1 of it".into()),
+        None => Err("S3 keeps no checksum of it".into()),
+    }
+}
+
+/// Whether an object was uploaded in parts, as far as the usual form of an ETag tells. S3 itself says what a checksum is
+/// of; some that are like it do not, and a sum that is of something else is no reason to refuse a file.
+fn is_of_parts(etag: &ETag) -> bool {
+    let count = etag.0.trim_matches('"').rsplit_once('-').map(|(_, count)| count);
+    count.is_some_and(|count| !count.is_empty() && count.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// The parts, if they are all of them and make up the object.
@@ -226,4 +237,22 @@ async fn stretch(content: &Content, range: ByteRange, kind: SumKind) -> Result<S
         hasher.update(&piece);
     }
     Ok(hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn etags_of_parts() {
+        for (etag, expected) in [
+            ("\"9b2cf535f27731c974343645a3985328-3\"", true),
+            ("\"9b2cf535f27731c974343645a3985328\"", false),
+            ("\"a-b\"", false),
+            ("\"a-\"", false),
+            ("", false),
+        ] {
+            assert_eq!(is_of_parts(&ETag(etag.into())), expected, "{etag}");
+        }
+    }
 }

@@ -79,8 +79,8 @@ impl Budget {
 }
 
 impl Care {
-    /// `progress_timeout` is when the origin's bodies are given up; a hedge comes at a quarter of it, which leaves the
-    /// second request time to be slow as well.
+    /// `progress_timeout` is when the origin's bodies are given up; a hedge comes well before, so that the second request
+    /// has time to be slow as well.
     #[must_use]
     pub(super) fn new(metrics: OriginMetrics, progress_timeout: Duration) -> Arc<Self> {
         Arc::new(Self {
