@@ -44,7 +44,7 @@ pub enum Claim {
 
 /// A sum in the making.
 pub enum Hasher {
-    Crc(SumKind, crc_fast::Digest),
+    Crc(SumKind, Box<crc_fast::Digest>),
     Sha256(Box<Sha256>),
 }
 
@@ -89,7 +89,7 @@ impl SumKind {
     #[must_use]
     pub fn hasher(self) -> Hasher {
         match self.crc() {
-            Some(crc) => Hasher::Crc(self, crc_fast::Digest::new(crc)),
+            Some(crc) => Hasher::Crc(self, Box::new(crc_fast::Digest::new(crc))),
             None => Hasher::Sha256(Box::default()),
         }
     }
