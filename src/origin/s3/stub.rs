@@ -169,6 +169,10 @@ impl Stub {
             let told = state.attributes.get(&path).cloned();
             return told.map_or_else(|| refuse(403, "AccessDenied"), |xml| Response::new(full(xml.into())));
         }
+        if key.is_empty() && request.method() == Method::HEAD {
+            let exists = state.objects.keys().any(|(name, _)| name == bucket);
+            return if exists { Response::new(empty()) } else { refuse(404, "NoSuchBucket") };
+        }
         let strikes = |(at, fault): &(String, Fault)| *at == path && fault.strikes(request);
         let fault = match state.faults.iter().position(strikes) {
             Some(index) if request.method() == Method::GET => Some(state.faults.remove(index).1),
