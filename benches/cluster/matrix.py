@@ -1,7 +1,7 @@
 """Which scenarios are played how often, and what is kept of each.
 
-A run on a machine that was less than a fifth idle says more about the machine than about the links: it is played again,
-twice at most, and marked when it stays so.
+A run on a machine that was less than a fifth idle says more about the machine than about the links: it is played once
+again, and marked when it stays so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rig import scenarios
 from rig.blob_origin import Pace
 from rig.cluster import Cluster
 from rig.links import Links
-from rig.scenarios import Played
+from rig.scenarios import Played, Scenario
 from rig.swarm import Goodput, Pull, Run, Swarm
 
 ORIGIN_SHARE = 5
@@ -32,7 +32,7 @@ ORIGIN_FIRST_BYTE_S = 0.03
 """What the simulation's origin takes on average."""
 
 IDLE_WANTED = 0.2
-RETRIES = 2
+RETRIES = 1
 FAULTS_AT = 8
 """Nodes that the faults are played with, if that many are measured, else with the largest cluster below."""
 
@@ -51,6 +51,7 @@ class Plan:
     mbit: float
     total_mbit: float
     repetitions: int
+    fault_repetitions: int
     only: str
     directory: Path
 
@@ -62,7 +63,8 @@ class Plan:
         return self.only in name
 
 
-def measure(plan: Plan) -> dict:
+def measure(plan: Plan, keep: Callable[[dict], None]) -> dict:
+    """Everything that the plan wants. What there is so far goes to `keep` now and then: the whole takes long."""
     result: dict = {
         "machine": f"{platform.processor() or platform.machine()}, Linux {platform.release()}",
         "size": plan.size,
@@ -79,7 +81,8 @@ def measure(plan: Plan) -> dict:
             result["links"].append(_links(nodes, made, goodput))
             note(f"N={nodes}: a link carries {goodput.tcp:.1f} Mbit/s of TCP, {goodput.quic:.1f} of QUIC")
             for scenario in scenarios.HEALTHY:
-                _repeat(plan, result, nodes, scenario, made, links)
+                _repeat(plan, result, nodes, scenario, made, links, plan.repetitions)
+        keep(result)
     if plan.wants("first byte"):
         with swarm(plan, FIRST_BYTE_NODES) as made:
             result["first_bytes"] = first_bytes(made)
@@ -87,7 +90,8 @@ def measure(plan: Plan) -> dict:
     with swarm(plan, faulty) as made:
         links = made.goodput().links(made.links)
         for scenario in scenarios.FAULTS:
-            _repeat(plan, result, faulty, scenario, made, links)
+            _repeat(plan, result, faulty, scenario, made, links, plan.fault_repetitions)
+            keep(result)
     return result
 
 
@@ -145,12 +149,12 @@ def _round_trips(made: Swarm) -> list[float]:
 
 
 def _repeat(
-    plan: Plan, result: dict, nodes: int, scenario: Callable[[Swarm, Links], Played], made: Swarm, links: Links
+    plan: Plan, result: dict, nodes: int, scenario: Scenario, made: Swarm, links: Links, repetitions: int
 ) -> None:
     name = scenario.__name__.replace("_", " ")
     if not plan.wants(name):
         return
-    for repetition in range(plan.repetitions):
+    for repetition in range(repetitions):
         # Other joins each time.
         play = partial(scenario, seed=repetition) if scenario is scenarios.staggered else scenario
         for _ in range(1 + RETRIES):
@@ -163,7 +167,7 @@ def _repeat(
             result["progress"].append(_progress(name, nodes, played))
         marks = "" if row["explained"] and not row["failures"] else "  <-- not explained"
         note(
-            f"N={nodes} {name} {repetition + 1}/{plan.repetitions}: {row['last_s']:.2f} s, ÷ bound "
+            f"N={nodes} {name} {repetition + 1}/{repetitions}: {row['last_s']:.2f} s, ÷ bound "
             f"{row['over_bound']:.3f}, origin {row['origin_ratio']:.4f}, idle {row['idle']:.0%}{marks}"
         )
 
