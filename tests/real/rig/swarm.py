@@ -1,9 +1,10 @@
 """Nodes that pull one content together over shaped links, from an origin that counts.
 
 The links are hundreds of times slower than a cluster's, and the content and its chunks smaller with them: what stays
-is the ratio of the origin's rate to a link's, the number of chunks, and the number of chunks in the air. Times that a
-daemon waits for (gossip, leases) are not scaled, so they weigh no more here than there as long as a chunk takes no
-less of its link's time.
+is the ratio of the origin's rate to a link's, the number of chunks, and the number of chunks in the air. A chunk takes
+four times as long as 8 MiB at 25 Gbit/s on links of 100 Mbit/s, and longer on slower ones. The one wait of a daemon
+that is shorter than what a queue of such a link holds, that for a home's answer, grows with it below 100 Mbit/s; all
+others are the shipped ones, and so weigh more here than in a cluster.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ HERE = Path(__file__).parent
 KIB, MIB = 1 << 10, 1 << 20
 CHUNKS_IN_THE_AIR = 16
 """What `swarm.inflight_bytes` holds of the usual chunks of 8 MiB."""
+
+WANT_TIMEOUT_MS, USUAL_MBIT = 500, 100.0
+"""The shipped patience with a home, and the rate from which on it is long enough."""
 
 SETTLE_TIMEOUT_S = 60.0
 PULL_TIMEOUT_S = 180.0
@@ -143,8 +147,8 @@ class Swarm:
         cluster.on_close(self.origin.close)
         self.machines = [cluster.machine(f"node{number}") for number in range(1, nodes + 1)]
         addresses = [machine.address for machine in self.machines]
-        self.daemons = [cluster.daemon(machine, self._settings(machine, addresses)) for machine in self.machines]
         self.links = links
+        self.daemons = [cluster.daemon(machine, self._settings(machine, addresses)) for machine in self.machines]
         self.shape(links)
         at_once(*[daemon.start for daemon in self.daemons])
         self.wait_until_settled()
@@ -323,6 +327,7 @@ class Swarm:
             "WINDLASS_SWARM__INFLIGHT_BYTES": str(CHUNKS_IN_THE_AIR * self.chunk_bytes),
             # A whole window at once would wait for seconds in the queue of a link as slow as these.
             "WINDLASS_TRANSPORT__INITIAL_WINDOW_BYTES": "65536",
+            "WINDLASS_SWARM__WANT_TIMEOUT_MS": f"{WANT_TIMEOUT_MS * max(1.0, USUAL_MBIT / self.links.up):.0f}",
             # A pull begins when its layer is asked for.
             "WINDLASS_REGISTRY__PREFETCH_LAYERS": "0",
         }
