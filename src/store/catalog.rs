@@ -5,6 +5,7 @@
 //! `Arc` is the catalog's is used by nobody, and only such a content is evicted.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,9 +14,8 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use super::Summary;
-use super::data_dir;
 use super::disk;
-use super::entry::Entry;
+use super::entry::{Entry, LoadError};
 use super::error::CreateError;
 use super::index::Row;
 use super::room::{Reservation, Shortage};
@@ -157,34 +157,52 @@ impl Catalog {
 
 impl Shared {
     /// The content's entry, read from its sidecar if it was cold.
-    pub(super) fn get(self: &Arc<Self>, key: &ContentKey) -> Option<Arc<Entry>> {
+    ///
+    /// # Errors
+    /// When the sidecar cannot be read now, though it may be there.
+    pub(super) fn find(self: &Arc<Self>, key: &ContentKey) -> io::Result<Option<Arc<Entry>>> {
         loop {
-            let cold = match self.catalog.look_up(key)? {
-                Ok(entry) => return Some(entry),
-                Err(cold) => cold,
+            let cold = match self.catalog.look_up(key) {
+                Some(Ok(entry)) => return Ok(Some(entry)),
+                Some(Err(cold)) => cold,
+                None => return Ok(None),
             };
             let loaded = Entry::load(self, key, &cold);
             let mut slots = self.catalog.slots.lock();
-            let slot = slots.get_mut(key)?;
+            let Some(slot) = slots.get_mut(key) else { return Ok(None) };
             match (&*slot, loaded) {
                 (Slot::Cold(now), Ok(entry)) if *now == cold => {
                     self.room.release_stored(cold.stored_bytes());
                     self.room.add_stored(entry.stored_bytes());
                     let entry = Arc::new(entry);
                     *slot = Slot::Warm(Arc::clone(&entry));
-                    return Some(entry);
+                    return Ok(Some(entry));
                 }
-                (Slot::Cold(now), Err(error)) if *now == cold => {
+                (_, Err(LoadError::Disk(error))) => {
+                    if self.load_warning.is_due() {
+                        tracing::warn!(content = %key.hex(), %error, "a stored content cannot be read now");
+                    }
+                    return Err(error);
+                }
+                (Slot::Cold(now), Err(LoadError::Unusable(error))) if *now == cold => {
                     tracing::warn!(content = %key.hex(), error, "a stored content is unusable and is discarded");
                     let grave = self.take_out(&mut slots, key);
                     drop(slots);
-                    grave.iter().for_each(|grave| data_dir::delete(grave));
-                    return None;
+                    if let Some(grave) = grave {
+                        self.dir.delete(&grave);
+                        return Ok(None);
+                    }
+                    return Err(io::Error::other("it is unusable and cannot be discarded"));
                 }
                 // Somebody was faster; look again.
                 _ => {}
             }
         }
+    }
+
+    /// [`find`](Self::find) for who can do without.
+    pub(super) fn get(self: &Arc<Self>, key: &ContentKey) -> Option<Arc<Entry>> {
+        self.find(key).ok().flatten()
     }
 
     /// The content's entry; a fresh one if it is not stored.
@@ -195,7 +213,8 @@ impl Shared {
     ) -> Result<Arc<Entry>, CreateError> {
         let key = id.key(layout.chunk_bytes());
         loop {
-            if let Some(entry) = self.get(&key) {
+            let found = self.find(&key).map_err(|source| CreateError::Io { name: id.to_string(), source })?;
+            if let Some(entry) = found {
                 if entry.layout() == layout {
                     return Ok(entry);
                 }
@@ -265,7 +284,7 @@ impl Shared {
             }
         }
         drop(slots);
-        graves.iter().for_each(|grave| data_dir::delete(grave));
+        graves.iter().for_each(|grave| self.dir.delete(grave));
     }
 
     fn free_bytes(&self) -> Result<u64, String> {
@@ -301,7 +320,7 @@ impl Shared {
         self.metrics.evictions.inc();
         self.metrics.evicted_bytes.inc_by(bytes);
         tracing::debug!(content = %key.hex(), bytes, "evicted");
-        data_dir::delete(&grave);
+        self.dir.delete(&grave);
         true
     }
 
@@ -342,7 +361,7 @@ impl Shared {
             Some(_) => {
                 let grave = self.take_out(&mut slots, &key);
                 drop(slots);
-                grave.map(|grave| data_dir::delete(&grave)).ok_or(conflict)
+                grave.map(|grave| self.dir.delete(&grave)).ok_or(conflict)
             }
         }
     }

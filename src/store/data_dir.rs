@@ -40,7 +40,7 @@ pub(super) struct DataDir {
 impl DataDir {
     /// Creates what is missing, takes the lock, and refuses what it should not touch.
     pub(super) fn open(root: &Path, disk: Disk) -> Result<Self, OpenError> {
-        make_dir(root).map_err(|error| explain(root, error))?;
+        make_dirs(root).map_err(|error| explain(root, error))?;
         let dir = Self { root: root.to_owned(), lock: lock(root)?, trashed: AtomicU64::new(0), disk };
         dir.check_format()?;
         dir.make_rooms().map_err(|error| explain(root, error))?;
@@ -71,18 +71,27 @@ impl DataDir {
         self.root.join("contents").join(&name[..2]).join(&name)
     }
 
-    /// Takes a content out of the way at once, so that its name is free again; [`delete`] of what is returned
+    /// Takes a content out of the way at once, so that its name is free again; [`delete`](Self::delete) of what is returned
     /// gives the room back.
     pub(super) fn discard(&self, content: &Path) -> io::Result<PathBuf> {
         let number = self.trashed.fetch_add(1, Ordering::Relaxed);
         let grave = self.trash().join(number.to_string());
-        match fs::rename(content, &grave) {
+        match self.disk.rename(content, &grave) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(grave),
             other => other.map(|()| grave),
         }
     }
 
-    /// What earlier runs had discarded and not deleted; pass it to [`delete`]. Call before the first discard.
+    /// Gives a discarded content's room back. What cannot be deleted now is tried again at the next start.
+    pub(super) fn delete(&self, grave: &Path) {
+        delete(&self.disk, grave);
+    }
+
+    pub(super) const fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// What earlier runs had discarded and not deleted; pass it to [`delete`](Self::delete). Call before the first discard.
     pub(super) fn old_graves(&self) -> io::Result<Vec<PathBuf>> {
         let mut graves = Vec::new();
         for grave in fs::read_dir(self.trash())? {
@@ -103,7 +112,7 @@ impl DataDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        fs::remove_file(&path)?;
+        self.disk.remove_file(&path)?;
         self.disk.sync_dir(&self.root)?;
         Ok(u64::from_str_radix(text.trim(), 16).ok())
     }
@@ -142,13 +151,13 @@ impl DataDir {
 
     /// All shelves exist and are durable from the start, so that a new content needs to sync only its own.
     fn make_rooms(&self) -> io::Result<()> {
-        make_dir(&self.trash())?;
+        self.disk.make_dir(&self.trash())?;
         let contents = self.root.join("contents");
-        make_dir(&contents)?;
+        self.disk.make_dir(&contents)?;
         let mut fresh = false;
         for shelf in self.shelves() {
             if !shelf.exists() {
-                make_dir(&shelf)?;
+                self.disk.make_dir(&shelf)?;
                 fresh = true;
             }
         }
@@ -162,18 +171,17 @@ impl DataDir {
     fn write_small(&self, name: &str, text: &str) -> io::Result<()> {
         let fresh = self.root.join(format!("{name}.new"));
         let file = self.disk.open(&fresh)?;
-        file.set_len(0)?;
+        self.disk.resize(&file, 0)?;
         self.disk.write_at(&file, 0, text.as_bytes())?;
         self.disk.sync_data(&file)?;
-        fs::rename(&fresh, self.root.join(name))?;
+        self.disk.rename(&fresh, &self.root.join(name))?;
         self.disk.sync_dir(&self.root)
     }
 }
 
-/// Gives a discarded content's room back. What cannot be deleted now is tried again at the next start.
-pub(super) fn delete(grave: &Path) {
-    let gone = if grave.is_dir() { fs::remove_dir_all(grave) } else { fs::remove_file(grave) };
-    match gone {
+/// See [`DataDir::delete`]; for a thread that must not keep the directory.
+pub(super) fn delete(disk: &Disk, grave: &Path) {
+    match disk.remove_tree(grave) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(path = %grave.display(), %error, "a discarded content could not be deleted");
         }
@@ -181,8 +189,8 @@ pub(super) fn delete(grave: &Path) {
     }
 }
 
-/// Private to the daemon: cached contents may be confidential.
-pub(super) fn make_dir(path: &Path) -> io::Result<()> {
+/// Private to the daemon, as everything below it is.
+fn make_dirs(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 

@@ -1,11 +1,15 @@
-//! Every system call that reads, writes or makes durable goes through [`Disk`], so that a test can fail the n-th.
+//! Every system call that reads, writes, names or makes durable goes through [`Disk`], so that a test can fail the n-th,
+//! and can know at any instant what was written and what of it would outlive a power cut.
 //!
 //! Invariant: a call returns only when all its bytes are moved; short transfers and interruptions stay in here.
 //! This module refuses to know what the bytes mean.
 
-use std::fs::{self, File, OpenOptions};
+#[cfg(test)]
+pub(super) mod trial;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -22,32 +26,64 @@ const WRITE_SLICES_MAX: usize = 1024;
 pub(super) enum Op {
     Read,
     Write,
+    /// A name that changes or goes, which takes no room.
+    Name,
     Sync,
 }
 
-/// The way to the disk; cloning shares the fault plan.
+/// A call that changed something or made it durable.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(test), expect(dead_code, reason = "only a trial looks inside"))]
+pub(super) enum Act<'a> {
+    /// Created, if nothing had that name.
+    Opened { path: &'a Path, file: &'a File },
+    Wrote { file: &'a File, at: u64, pieces: &'a [IoSlice<'a>], bytes: usize },
+    Resized { file: &'a File, bytes: u64 },
+    Punched { file: &'a File, range: ByteRange },
+    Synced { file: &'a File },
+    SyncedDir { path: &'a Path },
+    MadeDir { path: &'a Path },
+    Renamed { from: &'a Path, to: &'a Path },
+    /// A file or an empty directory.
+    Removed { path: &'a Path },
+}
+
+/// The way to the disk; cloning shares the trial.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Disk {
     #[cfg(test)]
-    pub(super) faults: std::sync::Arc<faults::Faults>,
+    pub(super) trial: std::sync::Arc<trial::Trial>,
+}
+
+/// The right to do one call; in a trial calls happen one at a time, so that it knows their order.
+#[cfg(not(test))]
+struct Turn;
+
+#[cfg(not(test))]
+impl Turn {
+    #[expect(clippy::unused_self, reason = "a trial notes the act here")]
+    const fn done(self, _: Act<'_>) {}
 }
 
 impl Disk {
     #[cfg(not(test))]
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests inject faults here")]
-    const fn gate(&self, _: Op) -> io::Result<()> {
-        Ok(())
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "a trial injects faults here")]
+    const fn turn(&self, _: Op) -> io::Result<Turn> {
+        Ok(Turn)
     }
 
     #[cfg(test)]
-    fn gate(&self, op: Op) -> io::Result<()> {
-        self.faults.gate(op)
+    fn turn(&self, op: Op) -> io::Result<trial::Turn<'_>> {
+        self.trial.turn(op)
     }
 
     /// Opens for reading and writing, creating the file where it is missing.
     pub(super) fn open(&self, path: &Path) -> io::Result<File> {
-        self.gate(Op::Write)?;
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+        let turn = self.turn(Op::Write)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        turn.done(Act::Opened { path, file: &file });
+        Ok(file)
     }
 
     /// Writes all pieces one behind the other from `offset` on, in as few calls as the kernel allows.
@@ -56,12 +92,13 @@ impl Disk {
             pieces.iter().filter(|piece| !piece.is_empty()).map(|piece| IoSlice::new(piece)).collect();
         let mut left = &mut slices[..];
         while !left.is_empty() {
-            self.gate(Op::Write)?;
-            let batch = left.len().min(WRITE_SLICES_MAX);
-            let written = rustix::io::retry_on_intr(|| rustix::io::pwritev(file, &left[..batch], offset))?;
+            let turn = self.turn(Op::Write)?;
+            let batch = &left[..left.len().min(WRITE_SLICES_MAX)];
+            let written = rustix::io::retry_on_intr(|| rustix::io::pwritev(file, batch, offset))?;
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
+            turn.done(Act::Wrote { file, at: offset, pieces: batch, bytes: written });
             offset += written as u64;
             IoSlice::advance_slices(&mut left, written);
         }
@@ -69,8 +106,18 @@ impl Disk {
     }
 
     pub(super) fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.gate(Op::Write)?;
-        file.write_all_at(bytes, offset)
+        let turn = self.turn(Op::Write)?;
+        file.write_all_at(bytes, offset)?;
+        turn.done(Act::Wrote { file, at: offset, pieces: &[IoSlice::new(bytes)], bytes: bytes.len() });
+        Ok(())
+    }
+
+    /// Cuts the file, or lengthens it by a hole.
+    pub(super) fn resize(&self, file: &File, bytes: u64) -> io::Result<()> {
+        let turn = self.turn(Op::Write)?;
+        file.set_len(bytes)?;
+        turn.done(Act::Resized { file, bytes });
+        Ok(())
     }
 
     /// The bytes of `range`, without zeroing the buffer first.
@@ -80,7 +127,7 @@ impl Disk {
         let len = usize::try_from(range.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut bytes = Vec::with_capacity(len.max(1));
         while bytes.len() < len {
-            self.gate(Op::Read)?;
+            let _turn = self.turn(Op::Read)?;
             let at = range.start() + bytes.len() as u64;
             let got = rustix::io::retry_on_intr(|| {
                 rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), at)
@@ -93,32 +140,84 @@ impl Disk {
         Ok(bytes)
     }
 
+    /// The whole file. A medium that fails is asked a second time before it is believed.
     pub(super) fn read_file(&self, path: &Path) -> io::Result<Vec<u8>> {
-        self.gate(Op::Read)?;
-        fs::read(path)
+        let read = || {
+            let _turn = self.turn(Op::Read)?;
+            fs::read(path)
+        };
+        read().or_else(|error| if is_lost(&error) { read() } else { Err(error) })
     }
 
     /// Contents, and the metadata needed to reach them, are on the medium when this returns.
     pub(super) fn sync_data(&self, file: &File) -> io::Result<()> {
-        self.gate(Op::Sync)?;
-        file.sync_data()
+        let turn = self.turn(Op::Sync)?;
+        file.sync_data()?;
+        turn.done(Act::Synced { file });
+        Ok(())
     }
 
     /// The names in `dir` are on the medium when this returns.
-    pub(super) fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.gate(Op::Sync)?;
-        File::open(dir)?.sync_all()
+    pub(super) fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        let turn = self.turn(Op::Sync)?;
+        File::open(path)?.sync_all()?;
+        turn.done(Act::SyncedDir { path });
+        Ok(())
     }
 
     /// Gives the bytes of `range` back to the file system; they read as zeros afterwards.
     pub(super) fn punch_hole(&self, file: &File, range: ByteRange) -> io::Result<()> {
-        self.gate(Op::Write)?;
+        let turn = self.turn(Op::Write)?;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(file, flags, range.start(), range.len()) {
             // Without hole punching the bytes merely stay until the content is evicted.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-            other => other.map_err(Into::into),
+            other => {
+                turn.done(Act::Punched { file, range });
+                other.map_err(Into::into)
+            }
         }
+    }
+
+    /// One directory, private to the daemon: cached contents may be confidential. Nothing to do where it exists.
+    pub(super) fn make_dir(&self, path: &Path) -> io::Result<()> {
+        let turn = self.turn(Op::Write)?;
+        match DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => {
+                turn.done(Act::MadeDir { path });
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let turn = self.turn(Op::Name)?;
+        fs::rename(from, to)?;
+        turn.done(Act::Renamed { from, to });
+        Ok(())
+    }
+
+    pub(super) fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let turn = self.turn(Op::Name)?;
+        fs::remove_file(path)?;
+        turn.done(Act::Removed { path });
+        Ok(())
+    }
+
+    /// A file, or a directory with everything below it. Follows no link.
+    pub(super) fn remove_tree(&self, path: &Path) -> io::Result<()> {
+        if !fs::symlink_metadata(path)?.is_dir() {
+            return self.remove_file(path);
+        }
+        for child in fs::read_dir(path)? {
+            self.remove_tree(&child?.path())?;
+        }
+        let turn = self.turn(Op::Name)?;
+        fs::remove_dir(path)?;
+        turn.done(Act::Removed { path });
+        Ok(())
     }
 }
 
@@ -141,40 +240,6 @@ pub(super) fn is_lost(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::UnexpectedEof
         || error.raw_os_error() == Some(Errno::IO.raw_os_error())
         || error.raw_os_error() == Some(Errno::BADMSG.raw_os_error())
-}
-
-#[cfg(test)]
-pub(super) mod faults {
-    use super::{Op, io};
-    use parking_lot::Mutex;
-    use rustix::io::Errno;
-
-    /// Fails calls of one kind from the n-th on, until cleared.
-    #[derive(Debug, Default)]
-    pub(in crate::store) struct Faults {
-        plan: Mutex<Option<(Op, u32, Errno)>>,
-    }
-
-    impl Faults {
-        pub(in crate::store) fn fail(&self, op: Op, after: u32, errno: Errno) {
-            *self.plan.lock() = Some((op, after, errno));
-        }
-
-        pub(in crate::store) fn clear(&self) {
-            *self.plan.lock() = None;
-        }
-
-        pub(super) fn gate(&self, op: Op) -> io::Result<()> {
-            match &mut *self.plan.lock() {
-                Some((planned, 0, errno)) if *planned == op => Err((*errno).into()),
-                Some((planned, left, _)) if *planned == op => {
-                    *left -= 1;
-                    Ok(())
-                }
-                _ => Ok(()),
-            }
-        }
-    }
 }
 
 #[cfg(test)]

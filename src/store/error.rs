@@ -28,6 +28,9 @@ pub enum CreateError {
     /// Two origins, or two answers of one, disagree about the size.
     #[error("{name} is already stored with {held_bytes} bytes, but {asked_bytes} were announced")]
     SizeConflict { name: String, held_bytes: u64, asked_bytes: u64 },
+    /// It may be stored, and can be neither read nor written now.
+    #[error("what is stored of {name} cannot be read now: {source}")]
+    Io { name: String, source: io::Error },
     #[error("the store is closed")]
     Closed,
 }

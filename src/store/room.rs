@@ -73,6 +73,10 @@ impl Room {
         self.metrics.bytes.set(used.stored);
     }
 
+    pub(super) fn is_over_budget(&self) -> bool {
+        self.used.lock().stored > self.budget
+    }
+
     pub(super) fn usage(&self) -> Usage {
         let stored_bytes = self.used.lock().stored;
         Usage { stored_bytes, budget_bytes: self.budget, free_floor_bytes: self.free_floor }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::catalog::Cold;
 use super::data_dir::{DataDir, FORMAT_VERSION};
+use super::disk::{self, Disk};
 use super::error::OpenError;
 use super::index::Row;
 use super::sidecar::{Sidecar, SidecarError};
@@ -58,17 +59,20 @@ fn scan_shelf(dir: &DataDir, shelf: &Path) -> Result<Scan, OpenError> {
     let mut found = Scan::default();
     for content in fs::read_dir(shelf).map_err(io)? {
         let content = content.map_err(io)?.path();
-        match read_content(&content) {
+        match read_content(dir.disk(), &content) {
             Ok((key, cold)) if dir.content(&key) == content => found.contents.push((key, cold)),
             Err(Unusable::Newer(version)) => {
                 let (path, found, known) = (dir.root().to_owned(), version, FORMAT_VERSION);
                 return Err(OpenError::NewerFormat { path, found, known });
             }
             Ok(_) | Err(Unusable::Broken) => found.discarded.push(dir.discard(&content).map_err(io)?),
-            Err(Unusable::Disk(source)) => {
-                let error = source.to_string();
-                tracing::warn!(path = %content.display(), error, "a stored content cannot be read and is discarded");
+            Err(Unusable::Lost(error)) => {
+                tracing::warn!(path = %content.display(), %error, "a stored content cannot be read and is discarded");
                 found.discarded.push(dir.discard(&content).map_err(io)?);
+            }
+            // No descriptor, no memory, no permission: the content may be sound, and is not ours to throw away.
+            Err(Unusable::Disk(source)) => {
+                return Err(OpenError::Io { doing: "reading", path: content, source });
             }
         }
     }
@@ -79,6 +83,8 @@ enum Unusable {
     Newer(u32),
     /// Never got so far, or was on its way out, when the last run ended.
     Broken,
+    /// The medium does not give it back any more.
+    Lost(io::Error),
     Disk(io::Error),
 }
 
@@ -86,13 +92,14 @@ impl From<io::Error> for Unusable {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::Broken,
+            _ if disk::is_lost(&error) => Self::Lost(error),
             _ => Self::Disk(error),
         }
     }
 }
 
-fn read_content(content: &Path) -> Result<(ContentKey, Cold), Unusable> {
-    let bytes = fs::read(content.join("sidecar"))?;
+fn read_content(disk: &Disk, content: &Path) -> Result<(ContentKey, Cold), Unusable> {
+    let bytes = disk.read_file(&content.join("sidecar"))?;
     let sidecar = Sidecar::parse(&bytes).map_err(|error| match error {
         SidecarError::Newer(version) => Unusable::Newer(version),
         SidecarError::Header => Unusable::Broken,

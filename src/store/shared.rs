@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 
 use super::catalog::{Catalog, Cold};
 use super::config::Config;
-use super::data_dir::{self, DataDir};
+use super::data_dir::{DataDir, delete};
 use super::disk::{self, Disk};
 use super::error::OpenError;
 use super::index::{self, Index, Row};
@@ -52,6 +52,7 @@ pub(super) struct Shared {
     pub place_turns: Semaphore,
     pub no_space_warning: Interval,
     pub corrupt_warning: Interval,
+    pub load_warning: Interval,
     pub sync_warning: Interval,
 }
 
@@ -104,6 +105,7 @@ impl Shared {
             place_turns: Semaphore::new(threads.div_ceil(2)),
             no_space_warning: Interval::default(),
             corrupt_warning: Interval::default(),
+            load_warning: Interval::default(),
             sync_warning: Interval::default(),
         });
         // Set exactly once, here.
@@ -113,11 +115,13 @@ impl Shared {
             return Err(io(error));
         }
         shared.warn_if_below_floor();
+        shared.trim();
         if !graves.is_empty() {
             // The queue is empty: there is room.
+            let disk = shared.disk.clone();
             shared
                 .pool
-                .try_submit(Lane::Write, move || graves.iter().for_each(|grave| data_dir::delete(grave)));
+                .try_submit(Lane::Write, move || graves.iter().for_each(|grave| delete(&disk, grave)));
         }
         Ok(shared)
     }
@@ -161,6 +165,21 @@ impl Shared {
     /// Nobody syncs any more; who waits for a sync would wait for ever, and keep the entry it waits in alive.
     fn dismiss_waiters(&self) {
         self.catalog.warm().iter().for_each(|entry| entry.dismiss_waiters());
+    }
+
+    /// More may be stored than allowed: the budget was lowered, or a crash brought back what had been evicted.
+    fn trim(self: &Arc<Self>) {
+        if !self.room.is_over_budget() {
+            return;
+        }
+        let later = Arc::downgrade(self);
+        // The queue is empty: there is room. Deleting terabytes takes a while, and nobody waits for it.
+        self.pool.try_submit(Lane::Write, move || {
+            while let Some(shared) = later.upgrade()
+                && shared.room.is_over_budget()
+                && shared.evict_one()
+            {}
+        });
     }
 
     /// The file system of the data directory is already below its floor: say so before the first pass-through does.

@@ -180,14 +180,14 @@ impl Entry {
         let disk = &self.shared.disk;
         let fresh_path = self.dir().join("data.new");
         let fresh: File = disk.open(&fresh_path)?;
-        fresh.set_len(0)?;
-        fresh.set_len(self.layout.size())?;
+        disk.resize(&fresh, 0)?;
+        disk.resize(&fresh, self.layout.size())?;
         for chunk in self.have().iter() {
             let range = self.layout.chunk_range(chunk);
             disk.write_at(&fresh, range.start(), &disk.read(&old, range)?)?;
         }
         disk.sync_data(&fresh)?;
-        std::fs::rename(&fresh_path, self.data_path())?;
+        disk.rename(&fresh_path, &self.data_path())?;
         disk.sync_dir(self.dir())?;
         self.replace_data(fresh);
         Ok(())

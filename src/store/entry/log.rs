@@ -102,7 +102,7 @@ impl Entry {
         let disk = &self.shared.disk;
         let file = disk.open(&self.dir().join("sidecar"))?;
         // What lies behind is the torn tail of an earlier run, and must not look like slots after ours.
-        file.set_len(*end)?;
+        disk.resize(&file, *end)?;
         if *end == 0 {
             let header = sidecar::header(&self.id, &self.layout);
             disk.write_at(&file, 0, &header)?;

@@ -37,7 +37,7 @@ use self::hash::WholeHash;
 use self::log::Log;
 use super::Summary;
 use super::catalog::Cold;
-use super::data_dir;
+use super::disk;
 use super::index::Row;
 use super::shared::Shared;
 use super::sidecar::{Claims, Record, Sidecar};
@@ -96,6 +96,21 @@ struct State {
     waiters: Vec<oneshot::Sender<Result<(), Arc<io::Error>>>>,
 }
 
+/// Why a stored content cannot be used.
+pub(super) enum LoadError {
+    /// It never can again.
+    Unusable(String),
+    /// Not now: no descriptor, no memory, no permission.
+    Disk(io::Error),
+}
+
+impl From<io::Error> for LoadError {
+    fn from(error: io::Error) -> Self {
+        let gone = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+        if gone || disk::is_lost(&error) { Self::Unusable(error.to_string()) } else { Self::Disk(error) }
+    }
+}
+
 impl Entry {
     /// A content of which nothing is stored yet. Touches no disk.
     pub(super) fn fresh(shared: &Arc<Shared>, id: ContentId, key: ContentKey, layout: Layout) -> Self {
@@ -103,12 +118,12 @@ impl Entry {
     }
 
     /// A content that was stored before.
-    pub(super) fn load(shared: &Arc<Shared>, key: &ContentKey, cold: &Cold) -> Result<Self, String> {
+    pub(super) fn load(shared: &Arc<Shared>, key: &ContentKey, cold: &Cold) -> Result<Self, LoadError> {
         let dir = shared.dir.content(key);
-        let bytes = shared.disk.read_file(&dir.join("sidecar")).map_err(|error| error.to_string())?;
-        let sidecar = Sidecar::parse(&bytes).map_err(|error| error.to_string())?;
+        let bytes = shared.disk.read_file(&dir.join("sidecar"))?;
+        let sidecar = Sidecar::parse(&bytes).map_err(|error| LoadError::Unusable(error.to_string()))?;
         if sidecar.key != *key || sidecar.layout != cold.row.layout {
-            return Err("the sidecar is another content's".to_owned());
+            return Err(LoadError::Unusable("the sidecar is another content's".to_owned()));
         }
         let Claims { have, attestations, doubts, sealed, pinned } = sidecar.claims;
         // A damaged log, or one that says more than the row, is not believed.
@@ -266,7 +281,7 @@ impl Entry {
         }
         let path = self.data_path();
         if !data.exists {
-            data_dir::make_dir(&self.dir)?;
+            self.shared.disk.make_dir(&self.dir)?;
         } else if !path.exists() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -277,7 +292,7 @@ impl Entry {
             opened => opened?,
         };
         if !data.exists {
-            file.set_len(self.layout.size())?;
+            self.shared.disk.resize(&file, self.layout.size())?;
         }
         let file = Arc::new(file);
         *data = DataFile { open: Some(Arc::clone(&file)), exists: true };

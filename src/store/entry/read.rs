@@ -43,11 +43,18 @@ impl Entry {
 
     /// [`read`](Self::read) on a thread that may block.
     pub(in crate::store) fn read_now(self: &Arc<Self>, range: ByteRange) -> Result<Bytes, ReadError> {
+        let mut failures = 0;
         loop {
             let removals = self.ready_to_read(range)?;
             let bytes = match self.data().and_then(|file| self.shared.disk.read(&file, range)) {
                 Ok(bytes) => bytes,
-                Err(error) => return Err(self.read_failed(range, error)),
+                // Every chunk has its digest after all: the medium had a moment.
+                Err(error) if failures == 0 && disk::is_lost(&error) => {
+                    self.find_culprit(range)?;
+                    failures += 1;
+                    continue;
+                }
+                Err(source) => return Err(ReadError::Io { path: self.data_path(), source }),
             };
             // Without a removal in between nobody wrote where we read.
             if self.state.lock().removals == removals {
@@ -95,7 +102,11 @@ impl Entry {
             };
             (*attestation, state.removals)
         };
-        match self.digest_on_disk(chunk) {
+        // A medium that fails is asked a second time before its chunk is given up.
+        let digest = self
+            .digest_on_disk(chunk)
+            .or_else(|error| if disk::is_lost(&error) { self.digest_on_disk(chunk) } else { Err(error) });
+        match digest {
             // It may have been removed and written again under our eyes: the caller looks again.
             _ if self.state.lock().removals != removals => Ok(()),
             Ok(digest) if digest == attestation.digest => {
@@ -117,16 +128,9 @@ impl Entry {
         Ok(ChunkDigest(*hasher.finalize().as_bytes()))
     }
 
-    /// The disk did not give the bytes: finds out which chunk is to blame.
-    fn read_failed(self: &Arc<Self>, range: ByteRange, source: io::Error) -> ReadError {
-        if disk::is_lost(&source) {
-            for chunk in self.layout.chunks_of(range) {
-                if let Err(error) = self.verify(chunk) {
-                    return error;
-                }
-            }
-        }
-        ReadError::Io { path: self.data_path(), source }
+    /// The disk did not give the bytes: finds out which chunk is to blame, if any.
+    fn find_culprit(self: &Arc<Self>, range: ByteRange) -> Result<(), ReadError> {
+        self.layout.chunks_of(range).try_for_each(|chunk| self.verify(chunk))
     }
 
     fn corrupt(self: &Arc<Self>, chunk: ChunkIndex, reason: &str) -> ReadError {

@@ -131,14 +131,18 @@ async fn partial_contents_are_evicted_too_and_come_back_empty() {
 }
 
 #[tokio::test]
-async fn a_lowered_budget_is_kept_from_the_next_write_on() {
+async fn a_lowered_budget_is_kept_from_the_start_on() {
     let rig = small();
     let store = rig.open();
-    fill(&store, 0..3).await;
+    let contents = fill(&store, 0..3).await;
     store.close().unwrap();
     drop(store);
     let rig = Rig { budget: 40_000, ..rig };
     let store = rig.open();
+    while store.usage().stored_bytes > 40_000 {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    assert!(is_stored(&store, &contents[2].0), "the oldest go first");
     let more = fill(&store, 5..6).await;
     assert_eq!(store.usage().stored_bytes, 30_000);
     assert!(is_stored(&store, &more[0].0));

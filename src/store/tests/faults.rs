@@ -1,9 +1,13 @@
 //! A disk that refuses: nothing stored is lost, nothing wrong is served, and it goes on once the disk does.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::script::Script;
 use super::*;
 use crate::store::disk::Op;
 
@@ -15,10 +19,10 @@ async fn a_full_or_broken_disk_means_pass_through() {
     let entry = store.create(&blob(&data), layout(&data)).unwrap();
     put(&entry, &data, 0).await.unwrap();
     for errno in [Errno::NOSPC, Errno::DQUOT, Errno::IO, Errno::ROFS] {
-        rig.disk.faults.fail(Op::Write, 0, errno);
+        rig.disk.trial.fail(Op::Write, 0, errno);
         let refused = put(&entry, &data, 1).await;
         assert!(matches!(refused, Err(InsertError::NoSpace { .. })), "{refused:?}");
-        rig.disk.faults.clear();
+        rig.disk.trial.clear();
         assert_eq!(entry.have().len(), 1);
         assert_eq!(entry.read(ByteRange::new(0, 10)).await.unwrap()[..], data[..10]);
     }
@@ -38,9 +42,9 @@ async fn a_disk_fuller_than_it_says_costs_the_oldest_content() {
     while Arc::strong_count(&store.get(&blob(&old).key(CHUNK)).unwrap()) > 2 {
         tokio::task::yield_now().await;
     }
-    rig.disk.faults.fail(Op::Write, 0, Errno::NOSPC);
+    rig.disk.trial.fail(Op::Write, 0, Errno::NOSPC);
     assert!(put(&entry, &new, 1).await.is_err());
-    rig.disk.faults.clear();
+    rig.disk.trial.clear();
     assert!(store.get(&blob(&old).key(CHUNK)).is_none());
     put_all(&store, &blob(&new), &new).await.seal().await.unwrap();
 }
@@ -51,11 +55,11 @@ async fn chunks_whose_sync_failed_are_not_believed() {
     let store = rig.open();
     let data = bytes(2, 45_000);
     let entry = put_all(&store, &blob(&data), &data).await;
-    rig.disk.faults.fail(Op::Sync, 0, Errno::IO);
+    rig.disk.trial.fail(Op::Sync, 0, Errno::IO);
     assert!(matches!(entry.seal().await, Err(SealError::Io { .. })));
     assert!(!entry.is_sealed());
     assert!(entry.have().is_empty(), "the kernel may have dropped the pages");
-    rig.disk.faults.clear();
+    rig.disk.trial.clear();
     put_sealed(&store, &blob(&data), &data).await;
     drop((entry, store));
     let store = rig.open();
@@ -74,10 +78,10 @@ async fn a_sidecar_that_cannot_be_written_is_written_later() {
     entry.remove(&[ChunkIndex(1)].into_iter().collect()).await;
     put(&entry, &data, 1).await.unwrap();
     // Opening the sidecar fails, before any of it is changed.
-    rig.disk.faults.fail(Op::Write, 0, Errno::NOSPC);
+    rig.disk.trial.fail(Op::Write, 0, Errno::NOSPC);
     assert!(entry.seal().await.is_err());
     assert!(entry.have().is_full(&entry.layout()), "the data is there, only the word of it is missing");
-    rig.disk.faults.clear();
+    rig.disk.trial.clear();
     entry.seal().await.unwrap();
     drop((entry, store));
     assert!(rig.open().get(&blob(&data).key(CHUNK)).unwrap().is_sealed());
@@ -89,48 +93,79 @@ async fn an_unreadable_sector_costs_its_chunk_only() {
     let store = rig.open();
     let data = bytes(4, 45_000);
     let entry = put_sealed(&store, &blob(&data), &data).await;
-    rig.disk.faults.fail(Op::Read, 0, Errno::IO);
+    rig.disk.trial.fail(Op::Read, 0, Errno::IO);
     let read = entry.read(ByteRange::new(20_000, 20_010)).await;
     assert!(matches!(read, Err(ReadError::Corrupt(ChunkIndex(2)))), "{read:?}");
-    rig.disk.faults.clear();
+    rig.disk.trial.clear();
     assert_eq!(entry.have().len(), 4);
     put(&entry, &data, 2).await.unwrap();
     entry.seal().await.unwrap();
 }
 
-/// Every write and sync of a small workload fails once, from then on for a while; afterwards all is well.
-#[tokio::test]
-async fn whichever_call_fails_first_the_store_recovers() {
-    let data = bytes(5, 25_000);
-    let id = blob(&data);
-    for op in [Op::Write, Op::Sync] {
-        for nth in 0..12 {
-            let rig = Rig::new();
-            let store = rig.open();
-            rig.disk.faults.fail(op, nth, Errno::IO);
-            let entry = store.create(&id, layout(&data)).unwrap();
-            for chunk in 0..3 {
-                match put(&entry, &data, chunk).await {
-                    Ok(_) | Err(InsertError::NoSpace { .. }) => {}
-                    Err(other) => panic!("{op:?} {nth}: {other}"),
-                }
+/// Fails the n-th call of the scripted workload, for every n, once and twenty times in a row.
+///
+/// `script` checks on the way that whatever the fault did not hit works, that nothing wrong is read, and that every
+/// promise is kept; afterwards that all is well again.
+fn fail_each_call(errno: Errno, times: u64) {
+    let calls = calls_of_the_script();
+    let next = AtomicU64::new(0);
+    let work = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut hit = 0;
+        loop {
+            let nth = next.fetch_add(1, Ordering::Relaxed);
+            if nth >= calls {
+                return hit;
             }
-            let sealed = entry.seal().await.is_ok();
-            drop((entry, store));
-            rig.disk.faults.clear();
-
-            let store = rig.open();
-            let kept = store.get(&id.key(CHUNK));
-            assert!(!sealed || kept.as_ref().is_some_and(|entry| entry.is_sealed()), "{op:?} {nth}");
-            if let Some(entry) = kept {
-                for chunk in entry.have().iter() {
-                    entry.read(entry.layout().chunk_range(chunk)).await.unwrap();
-                }
+            let mut script = Script::new();
+            script.rig.disk.trial.fail_any(nth, times, errno);
+            let run = AssertUnwindSafe(|| {
+                runtime.block_on(async {
+                    script.run().await;
+                    script.check_recovery().await;
+                });
+            });
+            if let Err(panic) = catch_unwind(run) {
+                eprintln!("{errno:?} from call {nth} on, {times} times");
+                resume_unwind(panic);
             }
-            let entry = put_sealed(&store, &id, &data).await;
-            assert_eq!(get_all(&entry).await.unwrap(), data);
+            hit += u64::from(script.rig.disk.trial.faults_injected() > 0);
         }
-    }
+    };
+    let hit: u64 = thread::scope(|scope| {
+        let workers: Vec<_> = (0..4).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+    });
+    println!("{errno:?} at each of {calls} calls, {times} in a row: {hit} runs met it");
+    // Threads of the store do not always come to the same number of calls.
+    assert!(hit >= calls - calls / 20, "{hit} of {calls}");
+}
+
+fn calls_of_the_script() -> u64 {
+    let mut script = Script::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(script.run());
+    script.rig.disk.trial.calls()
+}
+
+#[test]
+fn any_call_may_fail_once_for_want_of_room() {
+    fail_each_call(Errno::NOSPC, 1);
+}
+
+#[test]
+fn any_call_may_fail_once_for_a_bad_sector() {
+    fail_each_call(Errno::IO, 1);
+}
+
+#[test]
+fn any_twenty_calls_may_fail_for_want_of_room() {
+    fail_each_call(Errno::NOSPC, 20);
+}
+
+#[test]
+fn any_twenty_calls_may_fail_for_a_broken_disk() {
+    fail_each_call(Errno::IO, 20);
 }
 
 #[tokio::test]

@@ -1,10 +1,13 @@
 //! The store as its users see it: what goes in comes out, or an error does.
 
 mod bounds;
+mod crash;
 mod faults;
+mod medium;
 mod model;
 mod place;
 mod recovery;
+mod script;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,9 +28,24 @@ const CHUNK: u32 = 10_000;
 const ME: NodeId = NodeId([1; 16]);
 const PEER: NodeId = NodeId([2; 16]);
 
+/// Removed with the rig, or somebody else's.
+enum Dir {
+    Own(tempfile::TempDir),
+    At(PathBuf),
+}
+
+impl Dir {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Own(dir) => dir.path(),
+            Self::At(path) => path,
+        }
+    }
+}
+
 /// A data directory, and the disk under the store that is opened on it.
 struct Rig {
-    dir: tempfile::TempDir,
+    dir: Dir,
     disk: Disk,
     budget: u64,
     free_floor: u64,
@@ -38,7 +56,12 @@ impl Rig {
         // In memory where there is such a place: a sync cannot be told from none within one process, and costs most of
         // a test's time on a disk.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        Self { dir, disk: Disk::default(), budget: 10 << 20, free_floor: 0 }
+        Self { dir: Dir::Own(dir), disk: Disk::default(), budget: 10 << 20, free_floor: 0 }
+    }
+
+    /// A rig on what another one left behind.
+    fn at(path: &Path) -> Self {
+        Self { dir: Dir::At(path.to_owned()), disk: Disk::default(), budget: 10 << 20, free_floor: 0 }
     }
 
     fn data_dir(&self) -> PathBuf {
