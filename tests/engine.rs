@@ -48,6 +48,7 @@ impl Node {
             budget: bytesize::ByteSize(budget),
             free_floor: bytesize::ByteSize(0),
             io_threads: 2,
+            ..store::Config::default()
         };
         let store = Store::open(config, store::Metrics::default()).expect("an empty directory opens");
         let identity =

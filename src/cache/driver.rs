@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::content::{Attestation, ChunkIndex, ChunkSet, ContentKey, NodeId};
 use crate::origin::OriginError;
-use crate::store::Entry;
+use crate::store::{Entry, Loss};
 use crate::swarm::membership::PeerBook;
 use crate::swarm::{Action, Admission, Claim, Event, FlowFailure, FlowId, Swarm, Time};
 use crate::wire;
@@ -73,7 +73,7 @@ pub(super) enum Command {
 
 /// Runs until shutdown.
 pub(super) async fn run(shared: Arc<Shared>, swarm: Swarm, mut inbox: mpsc::Receiver<Command>) {
-    let mut evictions = shared.store.evictions();
+    let mut losses = shared.store.losses();
     let mut peers = shared.peers.clone();
     let mut driver = Driver {
         started: Instant::now(),
@@ -93,7 +93,7 @@ pub(super) async fn run(shared: Arc<Shared>, swarm: Swarm, mut inbox: mpsc::Rece
             Some(command) = inbox.recv() => driver.obey(command),
             () = driver.shared.dirtied.notified() => driver.look_around(),
             Ok(()) = peers.changed() => driver.members(),
-            evicted = evictions.recv() => driver.evicted(evicted),
+            lost = losses.recv() => driver.lost(lost),
             () = sleep_until(driver.next_timeout()) => driver.timeout(),
             _ = export.tick() => driver.export(inbox.len()),
         }
@@ -172,11 +172,16 @@ impl Driver {
         self.tell(Event::Members { members, synced });
     }
 
-    fn evicted(&mut self, evicted: Result<ContentKey, broadcast::error::RecvError>) {
-        match evicted {
-            Ok(key) => self.tell(Event::Evicted { content: key }),
+    fn lost(&mut self, lost: Result<Loss, broadcast::error::RecvError>) {
+        match lost {
+            Ok(Loss::Content(content)) => self.tell(Event::Evicted { content }),
+            Ok(Loss::Chunks(content, chunks)) => {
+                self.tell(Event::Dropped { content, chunks });
+                // Who has it open may want them again.
+                self.shared.mark_dirty(content);
+            }
             // Told too much at once: peers that ask for what is gone hear "not found", which corrects the homes.
-            Err(error) => tracing::debug!(%error, "evictions not announced"),
+            Err(error) => tracing::debug!(%error, "losses not announced"),
         }
     }
 

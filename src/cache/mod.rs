@@ -28,7 +28,7 @@ pub(crate) mod testing;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::content::{ByteRange, ChunkIndex, ContentId, ContentKey, Layout, NodeId};
 use crate::origin::Source;
-use crate::store::{Entry, PlaceError, PlaceOptions, Placement, Store};
+use crate::store::{Entry, Pin, PlaceError, PlaceOptions, Placement, Store};
 use crate::swarm::membership::PeerBook;
 use crate::swarm::{Admission, Swarm};
 use crate::transport::Transport;
@@ -354,6 +354,18 @@ impl Content {
     #[must_use]
     pub fn taken_in(&self) -> u64 {
         self.open.taken_in()
+    }
+
+    /// Keeps the stored copy from eviction for `lease` from now on, if not longer already. Nothing to do for a content
+    /// that the disk has no room for.
+    ///
+    /// # Errors
+    /// When the disk does not take the record.
+    pub async fn pin_for(&self, lease: Duration) -> std::io::Result<()> {
+        let Some(entry) = &self.open.entry else { return Ok(()) };
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let end_ms = u64::try_from((since_1970 + lease).as_millis()).unwrap_or(u64::MAX - 1);
+        entry.pin_at_least(Pin::Until(end_ms)).await
     }
 
     /// Puts the sealed content at `destination`.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::{Buf, Bytes, BytesMut};
@@ -18,6 +19,7 @@ use super::control::{Daemon, SocketArgs};
 use super::progress::Display;
 use super::proofs;
 use crate::fetch::{self, Event, FetchRequest, S3Url};
+use crate::store::Owner;
 
 /// Longest line of the answer: a path of 1 KiB and an error message, many times over.
 const LINE_BYTES_MAX: usize = 1 << 20;
@@ -53,6 +55,15 @@ pub struct Args {
     /// demands. Only signed requests leave this process. AWS_ENDPOINT_URL_S3 must be S3's here, not the daemon's
     #[arg(long)]
     as_caller: bool,
+    /// Permissions of the files, octal; the write bits are lost where a file is a hard link
+    #[arg(long, value_name = "MODE", value_parser = mode)]
+    mode: Option<u32>,
+    /// Whom the files shall belong to, in numbers; never hard links then
+    #[arg(long, value_name = "UID:GID", value_parser = owner)]
+    owner: Option<Owner>,
+    /// Keep the stored copies from eviction for so long, e.g. 2h
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pin_for: Option<Duration>,
     /// Print the daemon's events as they come, one JSON object per line
     #[arg(long)]
     json: bool,
@@ -78,6 +89,19 @@ fn destination(text: &str) -> Result<PathBuf, String> {
     std::path::absolute(text).map_err(|error| error.to_string())
 }
 
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("write three octal digits, as in 644".into()),
+    }
+}
+
+fn owner(text: &str) -> Result<Owner, String> {
+    let parts = text.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
+    let (uid, gid) = parts.ok_or("write two numbers, as in 1000:1000")?;
+    Ok(Owner { uid, gid })
+}
+
 async fn fetch(args: &Args) -> anyhow::Result<()> {
     let proofs = if args.as_caller { proofs::sign(&args.sources).await? } else { BTreeMap::new() };
     let request = FetchRequest {
@@ -88,6 +112,9 @@ async fn fetch(args: &Args) -> anyhow::Result<()> {
         no_hard_link: args.no_hard_link,
         sha256: sums(args.sha256_file.as_deref())?,
         proofs,
+        mode: args.mode,
+        owner: args.owner,
+        pin_for_seconds: args.pin_for.map(|time| time.as_secs()),
     };
     let request = serde_json::to_vec(&request)?;
     let response = Daemon::from(&args.socket).post(fetch::PATH, request.into()).await?;
@@ -168,6 +195,24 @@ mod tests {
         assert_eq!(args.destination.as_os_str(), "/models/");
         let relative = parse(&["s3://models/a", "x/"]).unwrap().destination;
         assert!(relative.is_absolute() && relative.as_os_str().to_str().unwrap().ends_with("/x/"));
+    }
+
+    #[test]
+    fn modes_owners_and_leases() {
+        let options = ["--mode", "640", "--owner", "1000:50", "--pin-for", "1h 30m"];
+        let args = parse(&[&["s3://models/a", "/m"][..], &options].concat()).unwrap();
+        assert_eq!(args.mode, Some(0o640));
+        assert_eq!(args.owner, Some(Owner { uid: 1_000, gid: 50 }));
+        assert_eq!(args.pin_for, Some(Duration::from_secs(5_400)));
+        for wrong in [
+            ["--mode", "999"],
+            ["--mode", "4755"],
+            ["--owner", "me:me"],
+            ["--owner", "1"],
+            ["--pin-for", "x"],
+        ] {
+            assert!(parse(&[&["s3://models/a", "/m"][..], &wrong].concat()).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

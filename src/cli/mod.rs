@@ -11,6 +11,7 @@ pub mod demo;
 mod doctor;
 pub mod fetch;
 mod mirror;
+mod pin;
 mod progress;
 mod proofs;
 mod report;
@@ -45,6 +46,10 @@ enum Command {
     Demo(demo::Args),
     /// List what this node has.
     Contents(report::Args),
+    /// Keep stored contents from being evicted.
+    Pin(pin::PinArgs),
+    /// Let stored contents be evicted again.
+    Unpin(pin::UnpinArgs),
     /// Make certificates for the nodes of a cluster.
     Certs(certs::Args),
     /// Check that pulls on this node go through the cluster, and say what to change when not.
@@ -88,6 +93,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Peers(args) => ask(done(report::peers(&args))),
         Command::Demo(args) => Ok(demo::run(args)),
         Command::Contents(args) => ask(done(report::contents(&args))),
+        Command::Pin(args) => ask(done(pin::pin(&args))),
+        Command::Unpin(args) => ask(done(pin::unpin(&args))),
         Command::Certs(args) => certs::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => ask(doctor::run(&args)),
         Command::Wire(args) => ask(done(wire::wire(&args))),

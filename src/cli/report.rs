@@ -42,7 +42,7 @@ where
 }
 
 /// A reader that has seen enough, such as `head`, is no failure.
-fn print(text: &str) -> anyhow::Result<()> {
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
     match writeln!(io::stdout(), "{text}") {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
@@ -56,7 +56,7 @@ fn plain_table() -> Table {
 }
 
 /// Columns two spaces apart, flush with the left edge.
-fn lay_out(mut table: Table) -> String {
+pub(super) fn lay_out(mut table: Table) -> String {
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
@@ -111,9 +111,9 @@ fn peers_table(peers: &[Peer]) -> Table {
     table
 }
 
-fn contents_table(contents: &[Content]) -> Table {
+pub(super) fn contents_table(contents: &[Content]) -> Table {
     let mut table = plain_table();
-    table.set_header(["CONTENT", "SIZE", "HERE", "STATE", "IDLE"]);
+    table.set_header(["CONTENT", "SIZE", "HERE", "STATE", "IDLE", "PINNED"]);
     for content in contents {
         table.add_row([
             content.name.clone(),
@@ -121,10 +121,19 @@ fn contents_table(contents: &[Content]) -> Table {
             share(content.have_bytes, content.size),
             if content.sealed { "whole" } else { "partial" }.into(),
             span(content.idle_seconds),
+            pinned(content),
         ]);
     }
     align_right(&mut table, &[1, 2, 4]);
     table
+}
+
+fn pinned(content: &Content) -> String {
+    match (content.pinned, content.pinned_seconds) {
+        (false, _) => "no".into(),
+        (true, None) => "yes".into(),
+        (true, Some(seconds)) => format!("for {}", span(seconds)),
+    }
 }
 
 fn size(bytes: u64) -> String {

@@ -35,7 +35,7 @@ pub use identity::ProofError;
 
 use crate::config::Config;
 use crate::fetch::Fetcher;
-use crate::http::admin::{Admin, Condition, Control, Readiness};
+use crate::http::admin::{Actions, Admin, Condition, Control, Readiness};
 use crate::http::canary::Canaries;
 use crate::http::object::Endpoint;
 use crate::http::registry::{Callers, Mirror};
@@ -160,9 +160,9 @@ async fn start(config: Config, life: &Life) -> Result<(Engine, Bound), DaemonErr
     };
     let canaries = Canaries::default();
     let node = Node::new(config.node.clone(), registry, canaries.clone());
-    let fetcher = Arc::new(OnceLock::new());
+    let actions = Arc::new(OnceLock::new());
     let pages = Admin::new(node.clone(), life.readiness.clone());
-    own.serve(&Control::new(pages, Arc::clone(&fetcher)), &serving);
+    own.serve(&Control::new(pages, Arc::clone(&actions)), &serving);
 
     let introduced = peers::introduce(&config, &transport).await?;
     let registries = RegistryOrigin::new(config.registry.origins.clone(), &metrics.origin)?;
@@ -184,9 +184,9 @@ async fn start(config: Config, life: &Life) -> Result<(Engine, Bound), DaemonErr
     let s3_callers = S3Callers::new(s3.clone(), &config.access, &metrics.access);
     let endpoint =
         Endpoint::new(&config.object, cache.clone(), s3.clone(), s3_callers.clone(), metrics.served);
-    let fetches =
-        Fetcher::new(config.fetch, cache.clone(), engine.store.clone(), s3, s3_callers, metrics.fetch);
-    let _ = fetcher.set(fetches);
+    let store = engine.store.clone();
+    let fetcher = Fetcher::new(config.fetch, cache.clone(), store.clone(), s3, s3_callers, metrics.fetch);
+    let _ = actions.set(Actions { fetcher, store });
     faces.serve(mirror, canaries, endpoint, &serving);
     let stop = life.drain.clone();
     life.faces.spawn(async move { callers.tidy(stop).await });

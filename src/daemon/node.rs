@@ -1,7 +1,7 @@
 //! What the admin face asks: this node's identity and the figures of its parts.
 
 use std::sync::{Arc, OnceLock};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use prometheus_client::registry::Registry;
 
@@ -10,7 +10,7 @@ use crate::gossip::Gossip;
 use crate::http::admin::Inspect;
 use crate::http::admin::view::{Canary, Content, Peer, PeerCounts, Stats, StoreStats, Transfers};
 use crate::http::canary::Canaries;
-use crate::store::{self, Store};
+use crate::store::Store;
 use crate::telemetry::{self, Figures};
 
 /// Answers from the start on; the parts are attached when they are built.
@@ -89,16 +89,7 @@ impl Inspect for Node {
 
     fn contents(&self) -> Vec<Content> {
         let Some(parts) = self.parts.get() else { return Vec::new() };
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let shown = |content: store::Summary| Content {
-            name: content.id.to_string(),
-            key: content.key.hex(),
-            size: content.layout.size(),
-            have_bytes: content.have.bytes(&content.layout),
-            sealed: content.sealed,
-            idle_seconds: (since_1970 - content.last_used_ms as f64 / 1e3).max(0.0),
-        };
-        let mut contents: Vec<_> = parts.store.list().into_iter().map(shown).collect();
+        let mut contents: Vec<_> = parts.store.list().iter().map(Content::of).collect();
         contents.sort_by(|a, b| a.idle_seconds.total_cmp(&b.idle_seconds));
         contents
     }

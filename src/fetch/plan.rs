@@ -313,11 +313,7 @@ mod tests {
         FetchRequest {
             sources: sources.iter().map(|url| url.parse().unwrap()).collect(),
             destination: destination.into(),
-            include: Vec::new(),
-            exclude: Vec::new(),
-            no_hard_link: false,
-            sha256: BTreeMap::new(),
-            proofs: BTreeMap::new(),
+            ..FetchRequest::default()
         }
     }
 

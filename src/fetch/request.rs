@@ -8,9 +8,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::origin::s3::Proof;
+use crate::store::Owner;
 
 /// Body of `POST /v1/fetch`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FetchRequest {
     /// Objects, or prefixes that end with `/`.
@@ -33,6 +34,15 @@ pub struct FetchRequest {
     /// Where `s3.access = "caller"`: for each object, the caller's proof that it may read it. Nothing else is fetched.
     #[serde(default)]
     pub proofs: BTreeMap<S3Url, Proof>,
+    /// Permission bits of the files; 0644 unless given.
+    #[serde(default)]
+    pub mode: Option<u32>,
+    /// Whom the files belong to; the daemon unless given.
+    #[serde(default)]
+    pub owner: Option<Owner>,
+    /// How long the stored copies are not evicted, in seconds from when each is whole.
+    #[serde(default)]
+    pub pin_for_seconds: Option<u64>,
 }
 
 /// `s3://bucket/key` or `s3://bucket/key?versionId=ID`. The key is literal: nothing is decoded, and it may be empty.

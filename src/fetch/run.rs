@@ -58,6 +58,8 @@ enum FileError {
     /// Fetched from the origin twice, and wrong both times; its bytes are gone from the store.
     #[error("{0}; fetched twice from S3, and not placed")]
     Wrong(Box<Mismatch>),
+    #[error("cannot keep its stored copy from eviction: {0}")]
+    Pin(std::io::Error),
     #[error("cannot note it down as placed: {0}")]
     Ledger(std::io::Error),
     #[error("a task of the daemon's broke: {0}")]
@@ -96,13 +98,14 @@ impl Fetcher {
         let plan = Plan::make(&self.inner.origin, &self.inner.callers, request).await?;
         let (files, bytes) = totals(&plan.files);
         let (destination, kept, missing) = prepare(plan).await?;
-        let options = PlaceOptions { allow_hard_link: !request.no_hard_link, ..PlaceOptions::default() };
+        let options = place_options(request);
         let store = &self.inner.store;
         store.check_destination(destination.root(), totals(&missing).1, options).await?;
         let (kept_files, kept_bytes) = totals(&kept);
         send(events, Event::Plan { files, bytes, kept_files, kept_bytes }).await?;
         let tally = Tally::new(kept_files, kept_bytes);
-        let transfer = Transfer { fetcher: self, destination, options, tally, events };
+        let lease = request.pin_for_seconds.map(Duration::from_secs);
+        let transfer = Transfer { fetcher: self, destination, options, lease, tally, events };
         let failed = transfer.all(missing).await?;
         send(events, transfer.tally.progress()).await?;
         match failed {
@@ -124,6 +127,15 @@ async fn prepare(plan: Plan) -> Result<(Arc<Destination>, Vec<PlannedFile>, Vec<
         Ok::<_, DestinationError>((Arc::new(destination), kept, missing))
     });
     Ok(prepared.await??)
+}
+
+fn place_options(request: &FetchRequest) -> PlaceOptions {
+    let usual = PlaceOptions::default();
+    PlaceOptions {
+        mode: request.mode.unwrap_or(usual.mode),
+        owner: request.owner,
+        allow_hard_link: !request.no_hard_link,
+    }
 }
 
 fn totals(files: &[PlannedFile]) -> (u64, u64) {
@@ -159,6 +171,8 @@ struct Transfer<'a> {
     fetcher: &'a Fetcher,
     destination: Arc<Destination>,
     options: PlaceOptions,
+    /// Keeps the stored copy from eviction for so long.
+    lease: Option<Duration>,
     tally: Tally,
     events: &'a mpsc::Sender<Event>,
 }
@@ -243,6 +257,10 @@ impl Transfer<'_> {
         let (filled, expectations) = tokio::join!(content.fill(), Expectations::of(&inner.origin, file));
         filled?;
         let verdict = verify(&content, &expectations).await?;
+        content.fill().await?;
+        if let Some(lease) = self.lease {
+            content.pin_for(lease).await.map_err(FileError::Pin)?;
+        }
         let target = self.destination.target(file);
         let placement = content.place(&target, self.options).await?;
         let (destination, placed) = (Arc::clone(&self.destination), file.clone());

@@ -8,18 +8,19 @@ use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
-use super::Summary;
 use super::disk;
 use super::entry::{Entry, LoadError};
 use super::error::CreateError;
 use super::index::Row;
 use super::room::{Reservation, Shortage};
 use super::shared::Shared;
+use super::{Summary, now_ms};
 use crate::content::{ChunkSet, ContentId, ContentKey, Layout};
 
 /// An entry that nobody has used for so long gives its file descriptor and its attestations back.
@@ -29,8 +30,23 @@ const IDLE: Duration = Duration::from_secs(60);
 /// else fills the disk faster) the floor evicts nothing for so long: it would empty the cache in vain.
 const FUTILE_PAUSE: Duration = Duration::from_secs(10);
 
-/// Evictions a subscriber may lag behind before it is told to look at the whole list instead.
-const EVICTIONS_MAX: usize = 1_024;
+/// Losses a subscriber may lag behind before it is told to look at the whole list instead.
+const LOSSES_MAX: usize = 1_024;
+
+/// Larger contents are evicted by parts: an image layer is of little use without its end, most of a checkpoint is.
+const WHOLE_MAX_BYTES: u64 = 1 << 30;
+
+/// A part is this fraction of [`WHOLE_MAX_BYTES`]: one sync for 256 MiB.
+const PARTS: u64 = 4;
+
+/// What is no longer here, for withdrawing announcements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// All of it: evicted, or found unusable.
+    Content(ContentKey),
+    /// These chunks: evicted, or found corrupt.
+    Chunks(ContentKey, ChunkSet),
+}
 
 /// All contents.
 #[derive(Debug)]
@@ -38,7 +54,9 @@ pub(super) struct Catalog {
     slots: Mutex<HashMap<ContentKey, Slot>>,
     /// One evicts at a time, so that several writers do not each free what one of them needs.
     evicting: Mutex<Option<Instant>>,
-    pub(super) evictions: broadcast::Sender<ContentKey>,
+    losses: broadcast::Sender<Loss>,
+    /// A content of more bytes than this is evicted by parts.
+    pub(super) whole_max_bytes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -97,7 +115,7 @@ impl Slot {
 
     fn may_go(&self) -> bool {
         match self {
-            Self::Cold(cold) => !cold.row.pinned,
+            Self::Cold(cold) => !cold.row.is_pinned(now_ms()),
             Self::Warm(entry) => Arc::strong_count(entry) == 1 && !entry.is_pinned(),
         }
     }
@@ -106,8 +124,21 @@ impl Slot {
 impl Catalog {
     pub(super) fn new(found: impl IntoIterator<Item = (ContentKey, Cold)>) -> Self {
         let slots = found.into_iter().map(|(key, cold)| (key, Slot::Cold(cold))).collect();
-        let evictions = broadcast::channel(EVICTIONS_MAX).0;
-        Self { slots: Mutex::new(slots), evicting: Mutex::new(None), evictions }
+        Self {
+            slots: Mutex::new(slots),
+            evicting: Mutex::new(None),
+            losses: broadcast::channel(LOSSES_MAX).0,
+            whole_max_bytes: AtomicU64::new(WHOLE_MAX_BYTES),
+        }
+    }
+
+    pub(super) fn losses(&self) -> broadcast::Receiver<Loss> {
+        self.losses.subscribe()
+    }
+
+    pub(super) fn lose(&self, loss: Loss) {
+        // Nobody may be listening.
+        let _ = self.losses.send(loss);
     }
 
     /// The contents' rows as the index should have them.
@@ -142,7 +173,7 @@ impl Catalog {
         self.slots.lock().clear();
     }
 
-    fn keys(&self) -> Vec<ContentKey> {
+    pub(super) fn keys(&self) -> Vec<ContentKey> {
         self.slots.lock().keys().copied().collect()
     }
 
@@ -238,7 +269,7 @@ impl Shared {
     }
 
     /// Sets `bytes` aside for writing, evicting what it takes.
-    pub(super) fn reserve(&self, bytes: u64) -> Result<Reservation<'_>, String> {
+    pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation<'_>, String> {
         if bytes > self.room.usage().budget_bytes {
             return Err(format!("one chunk of {bytes} bytes is larger than store.budget; raise it"));
         }
@@ -306,22 +337,51 @@ impl Shared {
         }
     }
 
-    /// Evicts the least recently used content that nobody uses; false when there is none.
-    pub(super) fn evict_one(&self) -> bool {
-        let mut slots = self.catalog.slots.lock();
-        let victim = slots
-            .iter()
-            .filter(|(_, slot)| slot.may_go() && slot.stored_bytes() > 0)
-            .min_by_key(|(_, slot)| slot.last_used_ms())
-            .map(|(key, slot)| (*key, slot.stored_bytes()));
+    /// Evicts the least recently used content that nobody uses, or a part of it if it is large; false when there is none.
+    pub(super) fn evict_one(self: &Arc<Self>) -> bool {
+        let victim = {
+            let slots = self.catalog.slots.lock();
+            let may_go = slots.iter().filter(|(_, slot)| slot.may_go() && slot.stored_bytes() > 0);
+            let oldest = may_go.min_by_key(|(_, slot)| slot.last_used_ms());
+            oldest.map(|(key, slot)| (*key, slot.stored_bytes()))
+        };
         let Some((key, bytes)) = victim else { return false };
-        let Some(grave) = self.take_out(&mut slots, &key) else { return false };
+        let is_large = bytes > self.catalog.whole_max_bytes.load(Ordering::Relaxed);
+        (is_large && self.evict_part(&key)) || self.evict_whole(&key)
+    }
+
+    fn evict_whole(&self, key: &ContentKey) -> bool {
+        let mut slots = self.catalog.slots.lock();
+        let Some(bytes) = slots.get(key).filter(|slot| slot.may_go()).map(Slot::stored_bytes) else {
+            // Somebody began to use it; the next one will do.
+            return slots.values().any(|slot| slot.may_go() && slot.stored_bytes() > 0);
+        };
+        let Some(grave) = self.take_out(&mut slots, key) else { return false };
         drop(slots);
         self.metrics.evictions.inc();
         self.metrics.evicted_bytes.inc_by(bytes);
         tracing::debug!(content = %key.hex(), bytes, "evicted");
         self.dir.delete(&grave);
         true
+    }
+
+    /// A checkpoint that lacks its last chunks is worth almost what it was; one that is gone is fetched again whole.
+    fn evict_part(self: &Arc<Self>, key: &ContentKey) -> bool {
+        let Some(entry) = self.get(key) else { return false };
+        let part = self.catalog.whole_max_bytes.load(Ordering::Relaxed) / PARTS;
+        match entry.give_up_tail(part) {
+            Ok(0) => false,
+            Ok(bytes) => {
+                self.metrics.partial_evictions.inc();
+                self.metrics.evicted_bytes.inc_by(bytes);
+                tracing::debug!(content = %key.hex(), bytes, "evicted in part");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(content = %key.hex(), %error, "a content could not be evicted in part");
+                false
+            }
+        }
     }
 
     /// Removes a content from every list and from its place on disk; what is returned is to be deleted.
@@ -339,8 +399,7 @@ impl Shared {
         }
         self.metrics.contents.set(slots.len() as u64);
         self.index.remove(*key);
-        // Nobody may be listening.
-        let _ = self.catalog.evictions.send(*key);
+        self.catalog.lose(Loss::Content(*key));
         Some(grave)
     }
 

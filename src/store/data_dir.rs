@@ -28,6 +28,15 @@ use crate::content::ContentKey;
 /// Raised when an older program could misread what a newer one wrote.
 pub(super) const FORMAT_VERSION: u32 = 1;
 
+/// What the mark of a clean shutdown says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CleanMark {
+    /// Of the index.
+    pub generation: u64,
+    /// Fingerprint of the configured pins; none in a mark of 0.1.0.
+    pub pins: Option<u64>,
+}
+
 /// An open, locked data directory.
 #[derive(Debug)]
 pub(super) struct DataDir {
@@ -105,7 +114,7 @@ impl DataDir {
     }
 
     /// Reads and removes the mark of a clean shutdown: from here on a crash must not find it.
-    pub(super) fn take_clean_mark(&self) -> io::Result<Option<u64>> {
+    pub(super) fn take_clean_mark(&self) -> io::Result<Option<CleanMark>> {
         let path = self.root.join("clean");
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
@@ -114,12 +123,15 @@ impl DataDir {
         };
         self.disk.remove_file(&path)?;
         self.disk.sync_dir(&self.root)?;
-        Ok(u64::from_str_radix(text.trim(), 16).ok())
+        let mut words = text.split_whitespace().map(|word| u64::from_str_radix(word, 16).ok());
+        let generation = words.next().flatten();
+        Ok(generation.map(|generation| CleanMark { generation, pins: words.next().flatten() }))
     }
 
     /// Says that the index of this `generation` is complete and everything in it is durable.
-    pub(super) fn leave_clean_mark(&self, generation: u64) -> io::Result<()> {
-        self.write_small("clean", &format!("{generation:016x}\n"))
+    /// `pins` is the fingerprint of the configured pins that its rows know.
+    pub(super) fn leave_clean_mark(&self, generation: u64, pins: u64) -> io::Result<()> {
+        self.write_small("clean", &format!("{generation:016x} {pins:016x}\n"))
     }
 
     /// Lets another process in. Only when no thread of this store runs any more.
@@ -268,8 +280,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let data = open(dir.path()).unwrap();
         assert_eq!(data.take_clean_mark().unwrap(), None);
-        data.leave_clean_mark(42).unwrap();
-        assert_eq!(data.take_clean_mark().unwrap(), Some(42));
+        data.leave_clean_mark(42, 7).unwrap();
+        assert_eq!(data.take_clean_mark().unwrap(), Some(CleanMark { generation: 42, pins: Some(7) }));
         assert_eq!(data.take_clean_mark().unwrap(), None);
     }
 }

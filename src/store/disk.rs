@@ -9,17 +9,21 @@ pub(super) mod trial;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use bytes::Bytes;
-use rustix::fs::{FallocateFlags, StatVfs};
+use rustix::fs::{Advice, FallocateFlags, OFlags, StatVfs};
 use rustix::io::Errno;
 
 use crate::content::ByteRange;
 
 /// Linux takes at most this many slices per `pwritev` (`IOV_MAX`).
 const WRITE_SLICES_MAX: usize = 1024;
+
+/// Offsets, lengths and memory of direct reads: the largest logical block in use.
+pub(super) const DIRECT_ALIGN: usize = 4096;
 
 /// Kinds of call, as a fault plan tells them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,16 +40,41 @@ pub(super) enum Op {
 #[cfg_attr(not(test), expect(dead_code, reason = "only a trial looks inside"))]
 pub(super) enum Act<'a> {
     /// Created, if nothing had that name.
-    Opened { path: &'a Path, file: &'a File },
-    Wrote { file: &'a File, at: u64, pieces: &'a [IoSlice<'a>], bytes: usize },
-    Resized { file: &'a File, bytes: u64 },
-    Punched { file: &'a File, range: ByteRange },
-    Synced { file: &'a File },
-    SyncedDir { path: &'a Path },
-    MadeDir { path: &'a Path },
-    Renamed { from: &'a Path, to: &'a Path },
+    Opened {
+        path: &'a Path,
+        file: &'a File,
+    },
+    Wrote {
+        file: &'a File,
+        at: u64,
+        pieces: &'a [IoSlice<'a>],
+        bytes: usize,
+    },
+    Resized {
+        file: &'a File,
+        bytes: u64,
+    },
+    Punched {
+        file: &'a File,
+        range: ByteRange,
+    },
+    Synced {
+        file: &'a File,
+    },
+    SyncedDir {
+        path: &'a Path,
+    },
+    MadeDir {
+        path: &'a Path,
+    },
+    Renamed {
+        from: &'a Path,
+        to: &'a Path,
+    },
     /// A file or an empty directory.
-    Removed { path: &'a Path },
+    Removed {
+        path: &'a Path,
+    },
 }
 
 /// The way to the disk; cloning shares the trial.
@@ -138,6 +167,46 @@ impl Disk {
         }
         bytes.truncate(len);
         Ok(bytes)
+    }
+
+    /// `file` opened once more, for [`read_from_medium`](Self::read_from_medium); none where the file system has no such way.
+    pub(super) fn open_uncached(&self, path: &Path) -> io::Result<Option<File>> {
+        let _turn = self.turn(Op::Read)?;
+        let direct = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
+        match OpenOptions::new().read(true).custom_flags(direct).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// The bytes of `range`, not from the page cache and without leaving any in it. `range` starts at a multiple of
+    /// [`DIRECT_ALIGN`] of a file from [`open_uncached`](Self::open_uncached); `sink` gets them.
+    pub(super) fn read_from_medium(
+        &self,
+        file: &File,
+        range: ByteRange,
+        sink: &mut impl FnMut(&[u8]),
+    ) -> io::Result<()> {
+        let len = usize::try_from(range.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let padded = len.next_multiple_of(DIRECT_ALIGN);
+        let mut buffer = vec![0; padded + DIRECT_ALIGN];
+        let start = buffer.as_ptr().align_offset(DIRECT_ALIGN);
+        let aligned = buffer.get_mut(start..start + padded).ok_or(io::ErrorKind::InvalidInput)?;
+        let _turn = self.turn(Op::Read)?;
+        let got = rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut *aligned, range.start()))?;
+        // Direct reads are short only at the end of the file.
+        if got < len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        sink(&aligned[..len]);
+        Ok(())
+    }
+
+    /// Lets the page cache forget `range`, where it is clean.
+    pub(super) fn forget_cached(file: &File, range: ByteRange) {
+        let len = NonZeroU64::new(range.len());
+        // An advice; there is nothing to do when it is not taken.
+        let _ = rustix::fs::fadvise(file, range.start(), len, Advice::DontNeed);
     }
 
     /// The whole file. A medium that fails is asked a second time before it is believed.

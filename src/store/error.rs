@@ -96,6 +96,8 @@ pub enum PlaceError {
     BadDestination { path: PathBuf, reason: &'static str },
     #[error("destination {} cannot be written ({source}): make it writable for the windlass daemon or choose another directory", .path.display())]
     NotWritable { path: PathBuf, source: io::Error },
+    #[error("files in {} cannot be given to {uid}:{gid} ({source}): run the windlass daemon as root, or do not ask for another owner", .path.display())]
+    NotOwner { path: PathBuf, uid: u32, gid: u32, source: io::Error },
     #[error("{} needs {needed_bytes} bytes and its file system has {free_bytes} free: free some space or choose another directory", .path.display())]
     TooSmall { path: PathBuf, needed_bytes: u64, free_bytes: u64 },
     #[error("the file system of {} is full ({free_bytes} bytes left): free some space or choose another directory", .path.display())]

@@ -48,10 +48,13 @@ pub struct Metrics {
     pub(super) recovered_bytes: Counter,
     pub(super) read_bytes: Counter,
     pub(super) evictions: Counter,
+    pub(super) partial_evictions: Counter,
     pub(super) evicted_bytes: Counter,
     pub(super) pass_throughs: Counter,
     pub(super) insert_failures: Family<InsertFailureLabels, Counter>,
     pub(super) corrupt_chunks: Counter,
+    pub(super) scrubbed_bytes: Counter,
+    pub(super) scrub_passes: Counter,
     pub(super) sync_failures: Counter,
     pub(super) seal_mismatches: Counter,
     pub(super) index_rebuilds: Counter,
@@ -73,7 +76,9 @@ impl Metrics {
         registry.register("store_recovered_bytes", help, m.recovered_bytes.clone());
         registry.register("store_read_bytes", "Bytes read for clients and peers", m.read_bytes.clone());
         registry.register("store_evictions", "Contents evicted to make room", m.evictions.clone());
-        registry.register("store_evicted_bytes", "Bytes of evicted contents", m.evicted_bytes.clone());
+        let help = "Times a large content gave up a part of itself to make room";
+        registry.register("store_partial_evictions", help, m.partial_evictions.clone());
+        registry.register("store_evicted_bytes", "Bytes evicted to make room", m.evicted_bytes.clone());
         let help =
             "Chunks passed through without storing because nothing could be evicted or the disk failed";
         registry.register("store_pass_throughs", help, m.pass_throughs.clone());
@@ -85,6 +90,13 @@ impl Metrics {
             "Failed attempts to make chunks durable",
             m.sync_failures.clone(),
         );
+        registry.register(
+            "store_scrubbed_bytes",
+            "Bytes read again in the background",
+            m.scrubbed_bytes.clone(),
+        );
+        let help = "Times all that is stored was read again in the background";
+        registry.register("store_scrub_passes", help, m.scrub_passes.clone());
         let help = "Contents whose whole did not have the expected digest";
         registry.register("store_seal_mismatches", help, m.seal_mismatches.clone());
         let help = "Times the index was rebuilt, from the sidecars or from memory";

@@ -5,7 +5,7 @@
 //! the floor of free space is crossed. What the disk refuses is passed through, never an error that fails a pull.
 //!
 //! The rooms: `entry` is one content, `catalog` all of them; `sidecar` the format that outlives us, `scan` and `index`
-//! two ways to find out what is there; `pool` and `syncer` the only threads; `room` the account; `place` the way to a
+//! two ways to find out what is there; `pool`, `syncer` and `scrub` the only threads; `pin` what stays; `room` the account; `place` the way to a
 //! user's path; `disk` and `data_dir` the system calls;
 //! `shared` holds them together.
 //!
@@ -19,10 +19,12 @@ mod entry;
 mod error;
 mod index;
 mod metrics;
+mod pin;
 mod place;
 mod pool;
 mod room;
 mod scan;
+mod scrub;
 mod shared;
 mod sidecar;
 mod syncer;
@@ -37,11 +39,13 @@ use std::time::SystemTime;
 
 use tokio::sync::broadcast;
 
+pub use catalog::Loss;
 pub use config::Config;
 pub use entry::{Entry, Expect, READ_MAX_BYTES};
 pub use error::{CreateError, InsertError, OpenError, PlaceError, ReadError, SealError};
 pub use metrics::Metrics;
-pub use place::{Method, PlaceOptions, Placement};
+pub use pin::{Pin, PinName, PinNameError};
+pub use place::{Method, Owner, PlaceOptions, Placement};
 
 use self::disk::Disk;
 use self::metrics::Lane;
@@ -63,7 +67,10 @@ pub struct Summary {
     /// Chunks that can be read.
     pub have: ChunkSet,
     pub sealed: bool,
-    pub pinned: bool,
+    /// By command or lease.
+    pub pin: Pin,
+    /// By `store.pins`.
+    pub configured_pin: bool,
     /// Milliseconds since the Unix epoch.
     pub last_used_ms: u64,
 }
@@ -141,11 +148,11 @@ impl Store {
         Some(entry)
     }
 
-    /// Keys of contents as they are evicted or found unusable, for withdrawing announcements. Who lags more than
-    /// 1,024 behind gets an error and should compare with [`list`](Self::list).
+    /// What is evicted or found corrupt, as it happens. Who lags more than 1,024 behind gets an error and should
+    /// compare with [`list`](Self::list).
     #[must_use]
-    pub fn evictions(&self) -> broadcast::Receiver<ContentKey> {
-        self.handle.shared.catalog.evictions.subscribe()
+    pub fn losses(&self) -> broadcast::Receiver<Loss> {
+        self.handle.shared.catalog.losses()
     }
 
     #[must_use]

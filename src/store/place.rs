@@ -29,14 +29,30 @@ const TURN_BYTES: u64 = 64 << 20;
 pub struct PlaceOptions {
     /// Permission bits of the placed file; a hard link loses the write bits.
     pub mode: u32,
+    /// Whom the placed file belongs to; this process unless given. A file that is somebody else's is never a hard
+    /// link: its owner could make it writable, and change the store's copy.
+    pub owner: Option<Owner>,
     /// Whether the destination may be the same file as the store's. It is made read-only then; who may write it all
     /// the same (root) would change the store's copy too, which the store notices only at the next start.
     pub allow_hard_link: bool,
 }
 
+/// Numeric, for the daemon may have no list of names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl PlaceOptions {
+    fn may_hard_link(&self) -> bool {
+        self.allow_hard_link && self.owner.is_none()
+    }
+}
+
 impl Default for PlaceOptions {
     fn default() -> Self {
-        Self { mode: 0o644, allow_hard_link: true }
+        Self { mode: 0o644, owner: None, allow_hard_link: true }
     }
 }
 
@@ -134,6 +150,7 @@ impl Shared {
         make_destination(dir)?;
         let probe = Temporary::in_dir(dir, Path::new("probe"));
         let there = probe.create()?;
+        give_away(&there, dir, options.owner)?;
         let method = self.probe_method(&probe, &there, options).map_err(|error| explain(dir, error))?;
         if method.takes_room() {
             check_room(dir, bytes)?;
@@ -148,7 +165,7 @@ impl Shared {
             return Ok(Method::Reflink);
         }
         fs::remove_file(&there.path)?;
-        if options.allow_hard_link && fs::hard_link(&source, &there.path).is_ok() {
+        if options.may_hard_link() && fs::hard_link(&source, &there.path).is_ok() {
             return Ok(Method::HardLink);
         }
         let same = here.metadata()?.dev() == file.metadata()?.dev();
@@ -182,7 +199,7 @@ impl Job {
         if rustix::fs::ioctl_ficlone(&target, &*source).is_ok() {
             return self.finish(Method::Reflink, &target, &temporary).map(Step::Placed);
         }
-        if self.options.allow_hard_link && self.hard_link(&temporary) {
+        if self.options.may_hard_link() && self.hard_link(&temporary) {
             return self.finish(Method::HardLink, &source, &temporary).map(Step::Placed);
         }
         check_room(dir, self.entry.layout().size())?;
@@ -202,6 +219,7 @@ impl Job {
             Method::HardLink => self.options.mode & !0o222,
             _ => self.options.mode,
         };
+        give_away(file, &self.destination, self.options.owner)?;
         let durable = file
             .set_permissions(Permissions::from_mode(mode & 0o7777))
             .and_then(|()| file.sync_all())
@@ -358,6 +376,16 @@ fn check_room(dir: &Path, needed_bytes: u64) -> Result<(), PlaceError> {
         return Err(PlaceError::TooSmall { path: dir.to_owned(), needed_bytes, free_bytes });
     }
     Ok(())
+}
+
+fn give_away(file: &File, path: &Path, owner: Option<Owner>) -> Result<(), PlaceError> {
+    let Some(Owner { uid, gid }) = owner else { return Ok(()) };
+    std::os::unix::fs::fchown(file, Some(uid), Some(gid)).map_err(|source| PlaceError::NotOwner {
+        path: path.to_owned(),
+        uid,
+        gid,
+        source,
+    })
 }
 
 fn bad(path: &Path, reason: &'static str) -> PlaceError {

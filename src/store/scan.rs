@@ -14,6 +14,7 @@ use super::data_dir::{DataDir, FORMAT_VERSION};
 use super::disk::{self, Disk};
 use super::error::OpenError;
 use super::index::Row;
+use super::pin::Pins;
 use super::sidecar::{Sidecar, SidecarError};
 use crate::content::ContentKey;
 
@@ -29,7 +30,7 @@ pub(super) struct Scan {
 }
 
 /// Reads all sidecars.
-pub(super) fn scan(dir: &DataDir) -> Result<Scan, OpenError> {
+pub(super) fn scan(dir: &DataDir, pins: &Pins) -> Result<Scan, OpenError> {
     let shelves: Vec<PathBuf> = dir.shelves().collect();
     let next = AtomicUsize::new(0);
     let found = Mutex::new(Ok(Scan::default()));
@@ -37,7 +38,7 @@ pub(super) fn scan(dir: &DataDir) -> Result<Scan, OpenError> {
         for _ in 0..SCAN_THREADS {
             scope.spawn(|| {
                 while let Some(shelf) = shelves.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let part = scan_shelf(dir, shelf);
+                    let part = scan_shelf(dir, pins, shelf);
                     let mut found = found.lock();
                     match (part, &mut *found) {
                         (Ok(part), Ok(all)) => {
@@ -54,12 +55,12 @@ pub(super) fn scan(dir: &DataDir) -> Result<Scan, OpenError> {
     found.into_inner()
 }
 
-fn scan_shelf(dir: &DataDir, shelf: &Path) -> Result<Scan, OpenError> {
+fn scan_shelf(dir: &DataDir, pins: &Pins, shelf: &Path) -> Result<Scan, OpenError> {
     let io = |source| OpenError::Io { doing: "scanning", path: shelf.to_owned(), source };
     let mut found = Scan::default();
     for content in fs::read_dir(shelf).map_err(io)? {
         let content = content.map_err(io)?.path();
-        match read_content(dir.disk(), &content) {
+        match read_content(dir.disk(), pins, &content) {
             Ok((key, cold)) if dir.content(&key) == content => found.contents.push((key, cold)),
             Err(Unusable::Newer(version)) => {
                 let (path, found, known) = (dir.root().to_owned(), version, FORMAT_VERSION);
@@ -98,7 +99,7 @@ impl From<io::Error> for Unusable {
     }
 }
 
-fn read_content(disk: &Disk, content: &Path) -> Result<(ContentKey, Cold), Unusable> {
+fn read_content(disk: &Disk, pins: &Pins, content: &Path) -> Result<(ContentKey, Cold), Unusable> {
     let bytes = disk.read_file(&content.join("sidecar"))?;
     let sidecar = Sidecar::parse(&bytes).map_err(|error| match error {
         SidecarError::Newer(version) => Unusable::Newer(version),
@@ -111,7 +112,8 @@ fn read_content(disk: &Disk, content: &Path) -> Result<(ContentKey, Cold), Unusa
         layout: sidecar.layout,
         have: sidecar.claims.have,
         sealed: sidecar.claims.sealed,
-        pinned: sidecar.claims.pinned,
+        pin: sidecar.claims.pin,
+        configured: pins.name(&sidecar.id),
         last_used_ms: data.modified().map_or(0, super::unix_ms),
     };
     Ok((sidecar.key, Cold::found(row, doubtful_bytes)))

@@ -19,12 +19,14 @@ use super::config::Config;
 use super::data_dir::{DataDir, delete};
 use super::disk::{self, Disk};
 use super::error::OpenError;
-use super::index::{self, Index, Row};
+use super::index::{self, Engine, Index, Row};
 use super::metrics::{Lane, Metrics};
 use super::now_ms;
+use super::pin::Pins;
 use super::pool::Pool;
 use super::room::Room;
 use super::scan::{Scan, scan};
+use super::scrub::Scrubber;
 use super::syncer::Syncer;
 use crate::content::ContentKey;
 
@@ -44,6 +46,8 @@ pub(super) struct Shared {
     pub room: Room,
     pub catalog: Catalog,
     pub syncer: Arc<Syncer>,
+    pub scrubber: Arc<Scrubber>,
+    pub pins: Pins,
     /// The last run did not end cleanly: what is placed is verified first.
     pub after_crash: bool,
     /// Destinations that are being written right now.
@@ -61,18 +65,9 @@ impl Shared {
         let dir = DataDir::open(&config.data_dir, disk.clone())?;
         let io =
             |source| OpenError::Io { doing: "opening the store in", path: config.data_dir.clone(), source };
-        let mut graves = dir.old_graves().map_err(io)?;
-        let mark = dir.take_clean_mark().map_err(io)?;
-        let found = index::find(&dir.index(), mark);
-        let after_crash = found.distrust.is_some();
-        let contents: Vec<(ContentKey, Cold)> = match found.distrust {
-            None => found.rows.into_iter().map(|(key, row)| (key, Cold::found(row, 0))).collect(),
-            Some(why) => {
-                let scan = recover(&dir, &found.rows, why, &metrics)?;
-                graves.extend(scan.discarded);
-                scan.contents
-            }
-        };
+        let pins = Pins(config.pins.clone());
+        let Stock { engine, contents, graves, after_crash, scanned } =
+            Stock::take(&dir, &pins, &metrics, &io)?;
         let this = Arc::new(OnceLock::<Weak<Self>>::new());
         let later = Arc::clone(&this);
         let all_rows = move || {
@@ -80,12 +75,12 @@ impl Shared {
             shared.map_or_else(Vec::new, |shared| shared.catalog.rows())
         };
         let rebuilds = metrics.index_rebuilds.clone();
-        let index = Index::start(found.engine, dir.index(), INDEX_INTERVAL, Box::new(all_rows), rebuilds)
-            .map_err(io)?;
+        let index =
+            Index::start(engine, dir.index(), INDEX_INTERVAL, Box::new(all_rows), rebuilds).map_err(io)?;
         let room = Room::new(config.budget.as_u64(), config.free_floor.as_u64(), metrics.clone());
         for (key, cold) in &contents {
             room.add_stored(cold.stored_bytes());
-            if after_crash {
+            if scanned {
                 index.put(*key, cold.row.clone());
             }
         }
@@ -93,6 +88,7 @@ impl Shared {
         let threads = config.effective_io_threads();
         let shared = Arc::new(Self {
             pool: Pool::start(threads, &metrics).map_err(io)?,
+            scrubber: Arc::default(),
             syncer: Arc::new(Syncer::new(metrics.unsynced_contents.clone())),
             catalog: Catalog::new(contents),
             disk,
@@ -100,6 +96,7 @@ impl Shared {
             index,
             room,
             metrics,
+            pins,
             after_crash,
             placing: Mutex::default(),
             place_turns: Semaphore::new(threads.div_ceil(2)),
@@ -110,7 +107,9 @@ impl Shared {
         });
         // Set exactly once, here.
         let _ = this.set(Arc::downgrade(&shared));
-        if let Err(error) = Syncer::start(&shared) {
+        let started =
+            Syncer::start(&shared).and_then(|()| Scrubber::start(&shared, config.scrub_rate.as_u64()));
+        if let Err(error) = started {
             shared.abandon();
             return Err(io(error));
         }
@@ -119,9 +118,7 @@ impl Shared {
         if !graves.is_empty() {
             // The queue is empty: there is room.
             let disk = shared.disk.clone();
-            shared
-                .pool
-                .try_submit(Lane::Write, move || graves.iter().for_each(|grave| delete(&disk, grave)));
+            shared.pool.try_submit(Lane::Write, move || graves.iter().for_each(|grave| delete(&disk, grave)));
         }
         Ok(shared)
     }
@@ -132,6 +129,7 @@ impl Shared {
     }
 
     pub(super) fn close(&self) -> io::Result<()> {
+        self.scrubber.stop();
         self.pool.stop();
         self.syncer.stop();
         let flushed = self.flush();
@@ -144,7 +142,9 @@ impl Shared {
         let is_settled = self.catalog.in_doubt().is_empty();
         let generation = self.index.close_clean();
         let marked = match (&flushed, generation) {
-            (Ok(()), Some(generation)) if is_settled => self.dir.leave_clean_mark(generation),
+            (Ok(()), Some(generation)) if is_settled => {
+                self.dir.leave_clean_mark(generation, self.pins.fingerprint())
+            }
             _ => Ok(()),
         };
         self.catalog.clear();
@@ -154,6 +154,7 @@ impl Shared {
 
     /// Ends without making anything durable.
     pub(super) fn abandon(&self) {
+        self.scrubber.stop();
         self.pool.stop();
         self.syncer.stop();
         self.index.abandon();
@@ -201,6 +202,43 @@ impl fmt::Debug for Shared {
     }
 }
 
+/// What a start finds in the data directory.
+struct Stock {
+    engine: Option<Engine>,
+    contents: Vec<(ContentKey, Cold)>,
+    /// To be deleted.
+    graves: Vec<PathBuf>,
+    after_crash: bool,
+    /// The sidecars were read; the index does not know yet what they say.
+    scanned: bool,
+}
+
+impl Stock {
+    fn take(
+        dir: &DataDir,
+        pins: &Pins,
+        metrics: &Metrics,
+        io: &impl Fn(io::Error) -> OpenError,
+    ) -> Result<Self, OpenError> {
+        let mut graves = dir.old_graves().map_err(io)?;
+        let mark = dir.take_clean_mark().map_err(io)?;
+        let found = index::find(&dir.index(), mark.map(|mark| mark.generation));
+        let after_crash = found.distrust.is_some();
+        // The index does not know names: who is pinned by the configuration is seen only in the sidecars.
+        let repinned = mark.is_some_and(|mark| mark.pins != Some(pins.fingerprint()));
+        let why_scan = found.distrust.or(repinned.then_some("store.pins changed"));
+        let contents = match why_scan {
+            None => found.rows.into_iter().map(|(key, row)| (key, Cold::found(row, 0))).collect(),
+            Some(why) => {
+                let scan = recover(dir, pins, &found.rows, why, metrics)?;
+                graves.extend(scan.discarded);
+                scan.contents
+            }
+        };
+        Ok(Self { engine: found.engine, contents, graves, after_crash, scanned: why_scan.is_some() })
+    }
+}
+
 /// Lets a complaint through once per [`WARNING_INTERVAL_MS`].
 #[derive(Debug, Default)]
 pub(super) struct Interval {
@@ -219,12 +257,13 @@ impl Interval {
 /// Scans the sidecars; `known` still tells when each content was last used.
 fn recover(
     dir: &DataDir,
+    pins: &Pins,
     known: &HashMap<ContentKey, Row>,
     why: &str,
     metrics: &Metrics,
 ) -> Result<Scan, OpenError> {
     let started = Instant::now();
-    let mut scan = scan(dir)?;
+    let mut scan = scan(dir, pins)?;
     let (mut chunks, mut doubtful_bytes) = (0, 0);
     for (key, cold) in &mut scan.contents {
         chunks += cold.row.have.len();

@@ -17,6 +17,8 @@
 //! brought back passes for a slot. A slot that does not check is as if it had not been written, and a content whose
 //! log has such a slot before its end is not believed until its chunks are hashed again.
 //!
+//! A `pinned` slot has in bytes 8..16 when the pin ends, in milliseconds since the Unix epoch, or zero for never.
+//!
 //! A `written` slot goes out as soon as the chunk's bytes have, and nobody syncs it: a killed process loses neither, a
 //! power cut may lose either. So its chunk is *in doubt* until its bytes were hashed, unless a `held` or `dropped` slot
 //! follows. A program that does not know the kind takes the slot for a damaged one, which only makes it check more.
@@ -29,6 +31,7 @@ use std::collections::HashMap;
 use crate::content::{Attestation, ChunkDigest, ChunkIndex, ChunkSet, ContentId, ContentKey, Layout, NodeId};
 
 use super::data_dir::FORMAT_VERSION;
+use super::pin::Pin;
 
 const MAGIC: &[u8; 8] = b"windlass";
 const HEADER_FIXED: usize = 48;
@@ -50,8 +53,8 @@ pub(super) enum Record {
     Dropped(ChunkIndex),
     /// All chunks are there and the whole had its digest.
     Sealed,
-    Pinned,
-    Unpinned,
+    /// Takes the place of an earlier pin.
+    Pinned(Pin),
 }
 
 /// What a log says when read from its start.
@@ -62,7 +65,7 @@ pub(super) struct Claims {
     /// Chunks that were written and not seen durable: disjoint from `have`.
     pub doubts: HashMap<ChunkIndex, Attestation>,
     pub sealed: bool,
-    pub pinned: bool,
+    pub pin: Pin,
 }
 
 impl Claims {
@@ -80,8 +83,7 @@ impl Claims {
             }
             Record::Dropped(chunk) => self.forget(chunk),
             Record::Sealed => self.sealed = true,
-            Record::Pinned => self.pinned = true,
-            Record::Unpinned => self.pinned = false,
+            Record::Pinned(pin) => self.pin = pin,
         }
     }
 
@@ -158,12 +160,15 @@ pub(super) fn append(log: &mut Vec<u8>, log_offset: u64, key: &ContentKey, recor
         slot[8..40].copy_from_slice(&attestation.digest.0);
         slot[40..56].copy_from_slice(&attestation.attester.0);
     }
+    if let Record::Pinned(Pin::Until(end_ms)) = record {
+        slot[8..16].copy_from_slice(&end_ms.to_le_bytes());
+    }
     let (kind, chunk) = match record {
         Record::Held(chunk, _) => (1, chunk.0),
         Record::Dropped(chunk) => (2, chunk.0),
         Record::Sealed => (3, 0),
-        Record::Pinned => (4, 0),
-        Record::Unpinned => (5, 0),
+        Record::Pinned(Pin::Not) => (5, 0),
+        Record::Pinned(_) => (4, 0),
         Record::Written(chunk, _) => (6, chunk.0),
     };
     slot[0] = kind;
@@ -207,8 +212,8 @@ fn parse_slot(key: &ContentKey, offset: u64, slot: &[u8; SLOT]) -> Option<Record
         1 => Record::Held(chunk, attestation),
         2 => Record::Dropped(chunk),
         3 => Record::Sealed,
-        4 => Record::Pinned,
-        5 => Record::Unpinned,
+        4 => Record::Pinned(pin_end(slot)),
+        5 => Record::Pinned(Pin::Not),
         6 => Record::Written(chunk, attestation),
         _ => return None,
     })
@@ -219,7 +224,16 @@ fn fits(record: &Record, layout: &Layout) -> bool {
         Record::Held(chunk, _) | Record::Written(chunk, _) | Record::Dropped(chunk) => {
             chunk.0 < layout.chunk_count()
         }
-        Record::Sealed | Record::Pinned | Record::Unpinned => true,
+        Record::Sealed | Record::Pinned(_) => true,
+    }
+}
+
+fn pin_end(slot: &[u8; SLOT]) -> Pin {
+    let mut end_ms = [0; 8];
+    end_ms.copy_from_slice(&slot[8..16]);
+    match u64::from_le_bytes(end_ms) {
+        0 => Pin::Forever,
+        end_ms => Pin::Until(end_ms),
     }
 }
 
@@ -285,8 +299,7 @@ mod tests {
             4 => (0u32..100, any::<u8>()).prop_map(|(chunk, byte)| held(chunk, byte)),
             4 => (0u32..100, any::<u8>()).prop_map(|(chunk, byte)| written(chunk, byte)),
             1 => (0u32..100).prop_map(|chunk| Record::Dropped(ChunkIndex(chunk))),
-            1 => Just(Record::Pinned),
-            1 => Just(Record::Unpinned),
+            1 => prop_oneof![Just(Pin::Not), Just(Pin::Forever), (1..u64::MAX).prop_map(Pin::Until)].prop_map(Record::Pinned),
         ];
         proptest::collection::vec(record, 0..60)
     }

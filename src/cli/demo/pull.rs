@@ -115,9 +115,7 @@ pub(super) async fn fetch_checkpoint(
         destination: destination.to_owned(),
         include: vec![],
         exclude: vec![],
-        no_hard_link: false,
-        sha256: BTreeMap::new(),
-        proofs: BTreeMap::new(),
+        ..FetchRequest::default()
     };
     let request = serde_json::to_vec(&request).map_err(|error| failed(error.to_string()))?;
     let daemon = Daemon::Socket(socket.to_owned());

@@ -9,9 +9,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 
-use super::Admin;
+use super::{Admin, pins};
 use crate::fetch::{self, Fetcher, ResponseBody};
 use crate::http::server::{BindError, Listener};
+use crate::store::Store;
 
 /// Section `[control]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,18 +76,25 @@ impl ControlConfig {
     }
 }
 
-/// Answers on the control socket: the pages of [`Admin`], and the fetches that change this node's disk.
+/// Who does what changes this node's disk.
+#[derive(Clone)]
+pub struct Actions {
+    pub fetcher: Fetcher,
+    pub store: Store,
+}
+
+/// Answers on the control socket: the pages of [`Admin`], and what changes this node's disk.
 #[derive(Clone)]
 pub struct Control {
     admin: Admin,
-    fetcher: Arc<OnceLock<Fetcher>>,
+    actions: Arc<OnceLock<Actions>>,
 }
 
 impl Control {
-    /// Takes fetches from when a [`Fetcher`] is in `fetcher`.
+    /// Changes something only once there is something in `actions`.
     #[must_use]
-    pub fn new(admin: Admin, fetcher: Arc<OnceLock<Fetcher>>) -> Self {
-        Self { admin, fetcher }
+    pub fn new(admin: Admin, actions: Arc<OnceLock<Actions>>) -> Self {
+        Self { admin, actions }
     }
 
     #[must_use]
@@ -95,11 +103,13 @@ impl Control {
     }
 
     pub async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
-        if request.uri().path() != fetch::PATH {
+        let path = request.uri().path();
+        if ![fetch::PATH, pins::PINS_PATH].contains(&path) {
             return self.admin.answer(request).await.map(BodyExt::boxed_unsync);
         }
-        match self.fetcher.get() {
-            Some(fetcher) => fetcher.handle(request).await,
+        match self.actions.get() {
+            Some(actions) if path == fetch::PATH => actions.fetcher.handle(request).await,
+            Some(actions) => pins::answer(&actions.store, request).await,
             None => {
                 let early = Full::from("the daemon is still starting; try again in a moment\n");
                 let mut response = Response::new(early.boxed_unsync());

@@ -6,6 +6,7 @@
 
 mod control;
 mod pages;
+mod pins;
 mod readiness;
 pub mod view;
 
@@ -13,8 +14,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-pub use control::{Control, ControlConfig, ControlError, SocketAccess, bind_control};
+pub use control::{Actions, Control, ControlConfig, ControlError, SocketAccess, bind_control};
 pub use pages::{Admin, AdminBody, Inspect};
+pub use pins::{PINS_PATH, PinChange, PinRequest};
 pub use readiness::{Condition, Readiness};
 
 /// Section `[admin]`.

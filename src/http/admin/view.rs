@@ -2,7 +2,11 @@
 //!
 //! Sizes are bytes, times are seconds. Keys are only ever added.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde::{Deserialize, Serialize};
+
+use crate::store::{self, Pin};
 
 /// `/v1/stats`: this node in one object.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -75,6 +79,35 @@ pub struct Content {
     pub sealed: bool,
     /// Seconds since it was last read.
     pub idle_seconds: f64,
+    /// Not evicted just now: by configuration, by `windlass pin` or by the lease of a fetch.
+    pub pinned: bool,
+    /// Seconds that it stays pinned; absent when it is not, or for good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pinned_seconds: Option<f64>,
+}
+
+impl Content {
+    /// As it is stored now.
+    #[must_use]
+    pub fn of(content: &store::Summary) -> Self {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_ms = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
+        let pinned = content.configured_pin || content.pin.holds(now_ms);
+        let left_ms = match content.pin {
+            Pin::Until(end_ms) if pinned && !content.configured_pin => Some(end_ms - now_ms),
+            _ => None,
+        };
+        Self {
+            name: content.id.to_string(),
+            key: content.key.hex(),
+            size: content.layout.size(),
+            have_bytes: content.have.bytes(&content.layout),
+            sealed: content.sealed,
+            idle_seconds: now_ms.saturating_sub(content.last_used_ms) as f64 / 1e3,
+            pinned,
+            pinned_seconds: left_ms.map(|ms| ms as f64 / 1e3),
+        }
+    }
 }
 
 /// One entry of `/v1/canaries`: a request whose arrival proves that containerd asks this mirror.

@@ -36,9 +36,10 @@ pub(super) use read::slices;
 use self::hash::WholeHash;
 use self::log::Log;
 use super::Summary;
-use super::catalog::Cold;
+use super::catalog::{Cold, Loss};
 use super::disk;
 use super::index::Row;
+use super::pin::Pin;
 use super::shared::Shared;
 use super::sidecar::{Claims, Record, Sidecar};
 use crate::content::{Attestation, ChunkIndex, ChunkSet, ContentId, ContentKey, Layout};
@@ -51,6 +52,8 @@ pub struct Entry {
     key: ContentKey,
     layout: Layout,
     dir: PathBuf,
+    /// Pinned by the configuration.
+    configured: bool,
     last_used_ms: AtomicU64,
     state: Mutex<State>,
     /// Somebody finished with a chunk that was being written or removed.
@@ -85,7 +88,7 @@ struct State {
     busy: ChunkSet,
     attestations: HashMap<ChunkIndex, Attestation>,
     sealed: bool,
-    pinned: bool,
+    pin: Pin,
     /// Counts removals, so that who reads without the lock notices one.
     removals: u64,
     /// Records that the sidecar lacks, in order.
@@ -125,7 +128,7 @@ impl Entry {
         if sidecar.key != *key || sidecar.layout != cold.row.layout {
             return Err(LoadError::Unusable("the sidecar is another content's".to_owned()));
         }
-        let Claims { have, attestations, doubts, sealed, pinned } = sidecar.claims;
+        let Claims { have, attestations, doubts, sealed, pin } = sidecar.claims;
         // A damaged log, or one that says more than the row, is not believed.
         let is_new = |chunk: &ChunkIndex| !cold.row.have.contains(*chunk);
         let doubtful =
@@ -138,7 +141,7 @@ impl Entry {
             attestations,
             doubts,
             sealed,
-            pinned,
+            pin,
             ..State::default()
         };
         let (id, layout, end) = (sidecar.id, sidecar.layout, sidecar.end);
@@ -156,6 +159,7 @@ impl Entry {
     ) -> Self {
         Self {
             dir: shared.dir.content(&key),
+            configured: shared.pins.name(&id),
             whole: Mutex::new(WholeHash::of(&id)),
             log: Log::new(sidecar_end, !shared.after_crash),
             shared: Arc::clone(shared),
@@ -204,10 +208,16 @@ impl Entry {
         self.state.lock().sealed
     }
 
-    /// Whether eviction passes this content by.
+    /// Whether eviction passes this content by just now.
     #[must_use]
     pub fn is_pinned(&self) -> bool {
-        self.state.lock().pinned
+        self.configured || self.pin().holds(super::now_ms())
+    }
+
+    /// What was asked of this content by command or lease.
+    #[must_use]
+    pub fn pin(&self) -> Pin {
+        self.state.lock().pin
     }
 
     /// The digest of a held chunk and the node that vouched for it.
@@ -230,7 +240,9 @@ impl Entry {
         u128::from(now_ms.saturating_sub(self.last_used_ms())) >= idle.as_millis()
     }
 
-    pub(super) fn summary(&self) -> Summary {
+    /// As [`Store::list`](super::Store::list) shows it.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
         let state = self.state.lock();
         Summary {
             id: self.id.clone(),
@@ -238,7 +250,8 @@ impl Entry {
             layout: self.layout,
             have: state.have.clone(),
             sealed: state.sealed,
-            pinned: state.pinned,
+            pin: state.pin,
+            configured_pin: self.configured,
             last_used_ms: self.last_used_ms(),
         }
     }
@@ -250,7 +263,8 @@ impl Entry {
             layout: self.layout,
             have: state.durable.clone(),
             sealed: state.sealed,
-            pinned: state.pinned,
+            pin: state.pin,
+            configured: self.configured,
             last_used_ms: self.last_used_ms(),
         }
     }
@@ -313,6 +327,7 @@ impl Entry {
     fn drop_chunk(self: &Arc<Self>, chunk: ChunkIndex) {
         if self.state.lock().take_out(chunk) {
             self.shared.room.release_stored(self.layout.chunk_range(chunk).len());
+            self.shared.catalog.lose(Loss::Chunks(self.key, [chunk].into_iter().collect()));
             self.shared.syncer.soon(self);
         }
     }

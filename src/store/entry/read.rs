@@ -93,8 +93,21 @@ impl Entry {
         }
     }
 
+    /// [`verify`](Self::verify), but what the medium has is read and not what memory remembers of it.
+    pub(in crate::store) fn scrub(self: &Arc<Self>, chunk: ChunkIndex) -> Result<(), ReadError> {
+        self.verify_by(chunk, Self::digest_on_medium)
+    }
+
     /// Reads `chunk` and compares its digest; drops it when it is not what was attested.
     fn verify(self: &Arc<Self>, chunk: ChunkIndex) -> Result<(), ReadError> {
+        self.verify_by(chunk, Self::digest_on_disk)
+    }
+
+    fn verify_by(
+        self: &Arc<Self>,
+        chunk: ChunkIndex,
+        digest_of: impl Fn(&Self, ChunkIndex) -> io::Result<ChunkDigest>,
+    ) -> Result<(), ReadError> {
         let (attestation, removals) = {
             let state = self.state.lock();
             let Some(attestation) = state.attestations.get(&chunk) else {
@@ -103,9 +116,8 @@ impl Entry {
             (*attestation, state.removals)
         };
         // A medium that fails is asked a second time before its chunk is given up.
-        let digest = self
-            .digest_on_disk(chunk)
-            .or_else(|error| if disk::is_lost(&error) { self.digest_on_disk(chunk) } else { Err(error) });
+        let digest = digest_of(self, chunk)
+            .or_else(|error| if disk::is_lost(&error) { digest_of(self, chunk) } else { Err(error) });
         match digest {
             // It may have been removed and written again under our eyes: the caller looks again.
             _ if self.state.lock().removals != removals => Ok(()),
@@ -124,6 +136,25 @@ impl Entry {
         let mut hasher = blake3::Hasher::new();
         for range in slices(self.layout.chunk_range(chunk)) {
             hasher.update(&self.shared.disk.read(&file, range)?);
+        }
+        Ok(ChunkDigest(*hasher.finalize().as_bytes()))
+    }
+
+    fn digest_on_medium(&self, chunk: ChunkIndex) -> io::Result<ChunkDigest> {
+        let range = self.layout.chunk_range(chunk);
+        let disk = &self.shared.disk;
+        let is_aligned = range.start().is_multiple_of(disk::DIRECT_ALIGN as u64);
+        let uncached = if is_aligned { disk.open_uncached(&self.data_path())? } else { None };
+        let Some(file) = uncached else {
+            let digest = self.digest_on_disk(chunk)?;
+            disk::Disk::forget_cached(&*self.data()?, range);
+            return Ok(digest);
+        };
+        let mut hasher = blake3::Hasher::new();
+        for slice in slices(range) {
+            disk.read_from_medium(&file, slice, &mut |bytes| {
+                hasher.update(bytes);
+            })?;
         }
         Ok(ChunkDigest(*hasher.finalize().as_bytes()))
     }

@@ -11,7 +11,9 @@ use tokio::sync::oneshot;
 
 use super::{Entry, State};
 use crate::content::{ChunkIndex, ChunkSet};
+use crate::store::catalog::Loss;
 use crate::store::error::Closed;
+use crate::store::pin::Pin;
 use crate::store::sidecar::Record;
 
 /// What failed decides what can still be believed.
@@ -44,16 +46,40 @@ impl Entry {
         }
     }
 
-    /// Exempts the content from eviction, or ends that. Survives restarts.
+    /// Takes the last held chunks out, `bytes_min` of them or a chunk more, and gives their room back to the file
+    /// system. Blocking. Returns how many bytes that were: none when a placed file shares them.
+    pub(in crate::store) fn give_up_tail(self: &Arc<Self>, bytes_min: u64) -> io::Result<u64> {
+        if self.data()?.metadata()?.nlink() > 1 {
+            return Ok(0);
+        }
+        let (mut given_up, mut bytes) = (ChunkSet::new(), 0);
+        let mut state = self.state.lock();
+        let held: Vec<ChunkIndex> = state.have.iter().collect();
+        for chunk in held.into_iter().rev() {
+            if bytes >= bytes_min {
+                break;
+            }
+            if !state.busy.contains(chunk) && state.take_out(chunk) {
+                given_up.insert(chunk);
+                bytes += self.layout.chunk_range(chunk).len();
+            }
+        }
+        drop(state);
+        self.shared.room.release_stored(bytes);
+        self.shared.catalog.lose(Loss::Chunks(self.key, given_up));
+        self.sync()?;
+        Ok(bytes)
+    }
+
+    /// Exempts the content from eviction for as long as `pin` says, whatever was said before. Survives restarts.
     ///
     /// # Errors
     /// When the disk does not take the record; it is tried again in the background.
-    pub async fn set_pinned(self: &Arc<Self>, pinned: bool) -> io::Result<()> {
-        let record = if pinned { Record::Pinned } else { Record::Unpinned };
+    pub async fn set_pin(self: &Arc<Self>, pin: Pin) -> io::Result<()> {
         let outcome = self
             .record(|state| {
-                state.pinned = pinned;
-                state.pending.push(record);
+                state.pin = pin;
+                state.pending.push(Record::Pinned(pin));
                 Ok::<(), Closed>(())
             })
             .await;
@@ -61,6 +87,14 @@ impl Entry {
             Ok(recorded) => recorded.map_err(|error| io::Error::new(error.kind(), error)),
             Err(Closed) => Err(io::Error::other("the store is closed")),
         }
+    }
+
+    /// [`set_pin`](Self::set_pin), unless the content is pinned for longer already.
+    ///
+    /// # Errors
+    /// As for [`set_pin`](Self::set_pin).
+    pub async fn pin_at_least(self: &Arc<Self>, pin: Pin) -> io::Result<()> {
+        if self.pin() >= pin { Ok(()) } else { self.set_pin(pin).await }
     }
 
     /// Lets `change` push records, and waits until they are durable.

@@ -1,6 +1,6 @@
 //! The only file that knows sled 0.34, and how to live with it.
 //!
-//! Trees: `contents` key → 21 bytes, `stripes` key and stripe → 8 bytes, `about` → schema and generation. Values
+//! Trees: `contents` key → 29 bytes, `stripes` key and stripe → 8 bytes, `about` → schema and generation. Values
 //! stay small and of fixed size because sled leaks large ones (sled pull request 1202). No background flush, and
 //! never `flush_async`, which deadlocks (sled issues 1308 and 1357).
 
@@ -10,6 +10,7 @@ use std::path::Path;
 use crate::content::{ChunkSet, ContentKey, Layout, StripeIndex};
 
 use super::Row;
+use crate::store::pin::Pin;
 
 /// Exists once an index was written.
 pub(super) const MAIN_FILE: &str = "db";
@@ -18,10 +19,11 @@ pub(super) const MAIN_FILE: &str = "db";
 const CACHE_BYTES: u64 = 16 << 20;
 
 /// Raised when rows are laid out differently; an index of another schema is rebuilt.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 
-const ROW_BYTES: usize = 21;
+const ROW_BYTES: usize = 29;
 const SEALED: u8 = 1;
+/// By configuration.
 const PINNED: u8 = 2;
 
 /// An open index. Any method may also panic; callers run it where that does no harm.
@@ -146,7 +148,8 @@ fn encode(row: &Row) -> [u8; ROW_BYTES] {
     value[..8].copy_from_slice(&row.layout.size().to_le_bytes());
     value[8..12].copy_from_slice(&row.layout.chunk_bytes().to_le_bytes());
     value[12..20].copy_from_slice(&row.last_used_ms.to_le_bytes());
-    value[20] = u8::from(row.sealed) * SEALED + u8::from(row.pinned) * PINNED;
+    value[20] = u8::from(row.sealed) * SEALED + u8::from(row.configured) * PINNED;
+    value[21..].copy_from_slice(&row.pin.to_ms().to_le_bytes());
     value
 }
 
@@ -158,7 +161,8 @@ fn decode(key: &[u8], value: &[u8]) -> Option<(ContentKey, Row)> {
         layout: Layout::new(number(0)?, chunk_bytes).ok()?,
         have: ChunkSet::new(),
         sealed: value[20] & SEALED != 0,
-        pinned: value[20] & PINNED != 0,
+        configured: value[20] & PINNED != 0,
+        pin: Pin::from_ms(number(21)?),
         last_used_ms: number(12)?,
     };
     Some((ContentKey(key.try_into().ok()?), row))

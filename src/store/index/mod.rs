@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 
 pub(super) use writer::Index;
 
-use self::engine::Engine;
+pub(super) use self::engine::Engine;
+use super::pin::Pin;
 use crate::content::{ChunkSet, ContentKey, Layout};
 
 /// What the index knows of one content.
@@ -27,15 +28,21 @@ pub(super) struct Row {
     /// Chunks whose sidecar records are durable.
     pub have: ChunkSet,
     pub sealed: bool,
-    pub pinned: bool,
+    pub pin: Pin,
+    /// Pinned by the configuration.
+    pub configured: bool,
     /// Milliseconds since the Unix epoch.
     pub last_used_ms: u64,
 }
 
 impl Row {
+    pub(super) fn is_pinned(&self, now_ms: u64) -> bool {
+        self.configured || self.pin.holds(now_ms)
+    }
+
     /// Whether losing this row would lose anything.
     pub(super) fn stores_something(&self) -> bool {
-        self.sealed || self.pinned || !self.have.is_empty()
+        self.sealed || self.pin != Pin::Not || !self.have.is_empty()
     }
 }
 
@@ -142,7 +149,8 @@ mod tests {
             layout: Layout::new(10_000, 10).unwrap(),
             have: chunks.iter().copied().map(ChunkIndex).collect(),
             sealed: false,
-            pinned: true,
+            pin: Pin::Until(77),
+            configured: true,
             last_used_ms: 7,
         }
     }

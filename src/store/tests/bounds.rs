@@ -1,4 +1,6 @@
-//! Budget, free floor, eviction.
+//! Budget, free floor, eviction, pins.
+
+use std::sync::atomic::Ordering;
 
 use super::*;
 
@@ -51,7 +53,7 @@ fn is_stored(store: &Store, id: &ContentId) -> bool {
 async fn the_least_recently_used_leaves_first_and_is_announced() {
     let rig = small();
     let store = rig.open();
-    let mut evictions = store.evictions();
+    let mut evictions = store.losses();
     let contents = fill(&store, 0..3).await;
     // Used again: now 1 is the oldest.
     let _ = store.get(&contents[0].0.key(CHUNK));
@@ -59,7 +61,7 @@ async fn the_least_recently_used_leaves_first_and_is_announced() {
     let more = fill(&store, 3..4).await;
     assert!(is_stored(&store, &contents[0].0) && is_stored(&store, &more[0].0));
     assert!(!is_stored(&store, &contents[1].0));
-    assert_eq!(evictions.try_recv().unwrap(), contents[1].0.key(CHUNK));
+    assert_eq!(evictions.try_recv().unwrap(), Loss::Content(contents[1].0.key(CHUNK)));
     assert!(evictions.try_recv().is_err());
     assert_eq!(store.usage().stored_bytes, 90_000);
     assert!(!rig.content_dir(&contents[1].0.key(CHUNK)).exists());
@@ -71,7 +73,7 @@ async fn held_and_pinned_contents_stay_whatever_happens() {
     let store = rig.open();
     let contents = fill(&store, 0..3).await;
     let held = store.get(&contents[0].0.key(CHUNK)).unwrap();
-    store.get(&contents[1].0.key(CHUNK)).unwrap().set_pinned(true).await.unwrap();
+    store.get(&contents[1].0.key(CHUNK)).unwrap().set_pin(Pin::Forever).await.unwrap();
     settle(&store, 1);
     fill_beside(&store, 3..8, 1).await;
     assert!(is_stored(&store, &contents[0].0) && is_stored(&store, &contents[1].0));
@@ -168,4 +170,73 @@ async fn idle_contents_give_their_descriptor_back_and_return() {
         assert_eq!(&get_all(&entry).await.unwrap(), data);
     }
     drop(held);
+}
+
+#[tokio::test]
+async fn a_large_content_gives_up_its_end_and_the_rest_stays_of_use() {
+    let rig = Rig { budget: 100_000, ..Rig::new() };
+    let store = rig.open();
+    store.handle.shared.catalog.whole_max_bytes.store(40_000, Ordering::Relaxed);
+    let mut losses = store.losses();
+    let data = bytes(1, 90_000);
+    let key = blob(&data).key(CHUNK);
+    drop(put_sealed(&store, &blob(&data), &data).await);
+    settle(&store, 0);
+    tick();
+    fill(&store, 5..6).await;
+    let entry = store.get(&key).unwrap();
+    let have: Vec<u32> = entry.have().iter().map(|chunk| chunk.0).collect();
+    assert_eq!(have, (0..7).collect::<Vec<_>>(), "one chunk fitted, two had to go");
+    assert!(!entry.is_sealed());
+    let given_up = [ChunkIndex(8)].into_iter().collect();
+    assert_eq!(losses.try_recv().unwrap(), Loss::Chunks(key, given_up));
+    assert_eq!(entry.read(ByteRange::new(60_000, 70_000)).await.unwrap()[..], data[60_000..70_000]);
+    assert_eq!(store.usage().stored_bytes, 100_000);
+    let file = std::fs::metadata(rig.content_dir(&key).join("data")).unwrap();
+    assert_eq!(file.len(), 90_000);
+    assert!(std::os::unix::fs::MetadataExt::blocks(&file) * 512 < 88_000, "its room was given back");
+    // Its missing chunks come back, at the cost of what is older now.
+    drop(entry);
+    settle(&store, 0);
+    put_sealed(&store, &blob(&data), &data).await;
+    assert!(!is_stored(&store, &blob(&bytes(5, 30_000))));
+}
+
+#[tokio::test]
+async fn pins_end_and_the_configuration_pins_by_name() {
+    let rig = small();
+    let store = rig.open();
+    let contents = fill(&store, 0..3).await;
+    let pin = |n: usize, pin| {
+        let entry = store.get(&contents[n].0.key(CHUNK)).unwrap();
+        async move { entry.set_pin(pin).await.unwrap() }
+    };
+    pin(0, Pin::Until(now_ms() + 3_600_000)).await;
+    pin(1, Pin::Until(now_ms() - 1)).await;
+    settle(&store, 0);
+    fill(&store, 3..8).await;
+    assert!(is_stored(&store, &contents[0].0), "its lease runs");
+    assert!(!is_stored(&store, &contents[1].0), "its lease is over");
+    let lasting = store.get(&contents[0].0.key(CHUNK)).unwrap();
+    let before = lasting.pin();
+    lasting.pin_at_least(Pin::Until(now_ms())).await.unwrap();
+    assert_eq!(lasting.pin(), before, "a shorter lease does not end a longer one");
+    lasting.set_pin(Pin::Not).await.unwrap();
+    drop(lasting);
+
+    // By name, also where it was stored before it was named, and no longer once it is not named any more.
+    let named = &contents[0].0;
+    let key = named.key(CHUNK);
+    let mut store = store;
+    for pinned in [true, false] {
+        store.close().unwrap();
+        drop(store);
+        let pins = if pinned { vec![named.to_string().parse().unwrap()] } else { Vec::new() };
+        let rig = Rig { pins, budget: 95_000, ..Rig::at(rig.dir.path()) };
+        store = rig.open();
+        assert!(!store.handle.shared.after_crash, "a change of pins is no crash");
+        assert_eq!(store.get(&key).unwrap().is_pinned(), pinned);
+        fill(&store, if pinned { 20..24 } else { 30..34 }).await;
+        assert_eq!(is_stored(&store, named), pinned);
+    }
 }

@@ -76,7 +76,8 @@ fn cut(script: &Script, medium: &Medium, at: usize, luck: Luck) -> Cut {
     fs::create_dir(&data_dir).unwrap();
     medium.crash(luck, &data_dir);
     let holds = |promise: &&Promise| promise.from <= at && at <= promise.until;
-    let promised = script.promises.iter().filter(holds).map(|promise| (promise.content, promise.what)).collect();
+    let promised =
+        script.promises.iter().filter(holds).map(|promise| (promise.content, promise.what)).collect();
     restore_index(script, &data_dir);
     Cut { at, luck, dir, promised }
 }

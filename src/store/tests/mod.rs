@@ -49,6 +49,8 @@ struct Rig {
     disk: Disk,
     budget: u64,
     free_floor: u64,
+    pins: Vec<PinName>,
+    scrub_rate: u64,
 }
 
 impl Rig {
@@ -56,12 +58,26 @@ impl Rig {
         // In memory where there is such a place: a sync cannot be told from none within one process, and costs most of
         // a test's time on a disk.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        Self { dir: Dir::Own(dir), disk: Disk::default(), budget: 10 << 20, free_floor: 0 }
+        Self {
+            dir: Dir::Own(dir),
+            disk: Disk::default(),
+            budget: 10 << 20,
+            free_floor: 0,
+            pins: Vec::new(),
+            scrub_rate: 0,
+        }
     }
 
     /// A rig on what another one left behind.
     fn at(path: &Path) -> Self {
-        Self { dir: Dir::At(path.to_owned()), disk: Disk::default(), budget: 10 << 20, free_floor: 0 }
+        Self {
+            dir: Dir::At(path.to_owned()),
+            disk: Disk::default(),
+            budget: 10 << 20,
+            free_floor: 0,
+            pins: Vec::new(),
+            scrub_rate: 0,
+        }
     }
 
     fn data_dir(&self) -> PathBuf {
@@ -73,6 +89,8 @@ impl Rig {
             data_dir: self.data_dir(),
             budget: ByteSize(self.budget),
             free_floor: ByteSize(self.free_floor),
+            pins: self.pins.clone(),
+            scrub_rate: ByteSize(self.scrub_rate),
             io_threads: 2,
         };
         Store::open_on(self.disk.clone(), &config, Metrics::default())

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use tokio::runtime::Runtime;
 
 use super::*;
@@ -20,6 +22,7 @@ enum Op {
     Seal(u64),
     Hold(u64),
     LetGo(u64),
+    Pin(u64, bool),
     Flush,
     Restart,
     /// Whether what is in doubt is settled at once, or waits until something else comes along.
@@ -38,6 +41,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0..CONTENTS).prop_map(Op::Seal),
         1 => (0..CONTENTS).prop_map(Op::Hold),
         1 => (0..CONTENTS).prop_map(Op::LetGo),
+        1 => ((0..CONTENTS), any::<bool>()).prop_map(|(content, pinned)| Op::Pin(content, pinned)),
         1 => Just(Op::Flush),
         1 => Just(Op::Restart),
         1 => any::<bool>().prop_map(Op::Kill),
@@ -59,6 +63,8 @@ struct World {
     rig: Rig,
     store: Option<Store>,
     held: BTreeMap<u64, Arc<Entry>>,
+    /// Survives restarts and kills.
+    pinned: BTreeSet<u64>,
     models: Vec<Model>,
     data: Vec<Vec<u8>>,
 }
@@ -69,7 +75,7 @@ impl World {
         let store = Some(rig.open());
         let data = (0..CONTENTS).map(|content| bytes(content, SIZE)).collect();
         let models = vec![Model::default(); usize::try_from(CONTENTS).unwrap()];
-        Self { rig, store, held: BTreeMap::new(), models, data }
+        Self { rig, store, held: BTreeMap::new(), pinned: BTreeSet::new(), models, data }
     }
 
     fn store(&self) -> &Store {
@@ -126,7 +132,7 @@ impl World {
                 let entry = self.entry(content);
                 let full = entry.have().is_full(&entry.layout());
                 assert_eq!(entry.seal().await.is_ok(), full);
-                if full && self.held.contains_key(&content) {
+                if full && (self.held.contains_key(&content) || self.pinned.contains(&content)) {
                     self.model(content).must = (0..CHUNKS).collect();
                 }
             }
@@ -136,7 +142,21 @@ impl World {
             }
             Op::LetGo(content) => {
                 self.held.remove(&content);
-                self.model(content).must.clear();
+                if !self.pinned.contains(&content) {
+                    self.model(content).must.clear();
+                }
+            }
+            Op::Pin(content, pinned) => {
+                let entry = self.entry(content);
+                entry.set_pin(if pinned { Pin::Forever } else { Pin::Not }).await.unwrap();
+                if pinned {
+                    self.pinned.insert(content);
+                } else {
+                    self.pinned.remove(&content);
+                    if !self.held.contains_key(&content) {
+                        self.model(content).must.clear();
+                    }
+                }
             }
             Op::Flush => self.flush(),
             Op::Restart => {
@@ -165,9 +185,10 @@ impl World {
 
     /// Nothing that was written to what somebody holds may go from here on, whatever ends this run.
     fn expect_all_of_the_held(&mut self) {
-        for (content, entry) in &self.held {
+        for content in self.held.keys().chain(&self.pinned) {
+            let have = self.entry(*content).have();
             let model = &mut self.models[usize::try_from(*content).unwrap()];
-            model.must = entry.have().iter().map(|chunk| chunk.0).collect();
+            model.must = have.iter().map(|chunk| chunk.0).collect();
         }
     }
 
@@ -187,7 +208,11 @@ impl World {
             let model = self.model(content);
             assert!(have.is_superset(&model.must), "{have:?} lacks some of {model:?}");
         }
-        self.models.iter_mut().for_each(|model| model.must.clear());
+        for content in 0..CONTENTS {
+            if !self.pinned.contains(&content) || self.entry(content).is_in_doubt() {
+                self.model(content).must.clear();
+            }
+        }
     }
 
     async fn read(&self, content: u64, chunk: u32) {
@@ -213,27 +238,58 @@ impl World {
             assert!(have.is_subset(&model.may), "{have:?} has more than {model:?}");
             assert!(have.is_superset(&model.must), "{have:?} lacks some of {model:?}");
             assert!(!entry.is_sealed() || have.len() == CHUNKS as usize);
+            assert_eq!(entry.is_pinned(), self.pinned.contains(&content));
             total += entry.stored_bytes();
         }
         assert_eq!(total, usage.stored_bytes, "the account is exact");
     }
 }
 
-proptest! {
-    // A case is a whole life of a store on a real disk; the crash harness of a later day has the thousands.
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+/// Cases that one store lives through: opening one costs more than a case does.
+const CASES_PER_STORE: usize = 50;
 
-    #[test]
-    fn behaves_like_a_map_that_may_forget(
-        budget in prop_oneof![Just(60_000u64), Just(1 << 20)],
-        ops in proptest::collection::vec(op(), 1..40),
-    ) {
-        Runtime::new().unwrap().block_on(async {
-            let mut world = World::new(budget);
-            for op in ops {
-                world.apply(op).await;
-                world.check();
+/// More than 10,000 cases: each a list of operations on a store that has lived through the ones before it.
+///
+/// A failure prints the seed; `WINDLASS_MODEL_SEED` runs that store's life again, `WINDLASS_MODEL_STORES` more of them.
+#[test]
+fn behaves_like_a_map_that_may_forget() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let (seeds, stores) = match number("WINDLASS_MODEL_SEED") {
+        Some(seed) => (seed..seed + 1, 1),
+        None => (0..number("WINDLASS_MODEL_STORES").unwrap_or(204), 4),
+    };
+    let seeds = parking_lot::Mutex::new(seeds);
+    let live = || {
+        let mut cases = 0;
+        loop {
+            let next = seeds.lock().next();
+            let Some(seed) = next else { return cases };
+            let life = std::panic::AssertUnwindSafe(|| Runtime::new().unwrap().block_on(life(seed)));
+            if let Err(panic) = std::panic::catch_unwind(life) {
+                eprintln!("WINDLASS_MODEL_SEED={seed}");
+                std::panic::resume_unwind(panic);
             }
-        });
+            cases += CASES_PER_STORE;
+        }
+    };
+    let cases: usize = std::thread::scope(|scope| {
+        let lives: Vec<_> = (0..stores).map(|_| scope.spawn(live)).collect();
+        lives.into_iter().map(|life| life.join().unwrap()).sum()
+    });
+    println!("{cases} cases");
+}
+
+async fn life(seed: u64) {
+    let mut runner = TestRunner::new_with_rng(
+        ProptestConfig::default(),
+        TestRng::from_seed(RngAlgorithm::ChaCha, blake3::hash(&seed.to_le_bytes()).as_bytes()),
+    );
+    let mut world = World::new(if seed.is_multiple_of(2) { 60_000 } else { 1 << 20 });
+    let case = proptest::collection::vec(op(), 1..20);
+    for _ in 0..CASES_PER_STORE {
+        for op in case.new_tree(&mut runner).unwrap().current() {
+            world.apply(op).await;
+            world.check();
+        }
     }
 }

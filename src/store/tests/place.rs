@@ -5,8 +5,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use super::*;
 
-const COPY: PlaceOptions = PlaceOptions { mode: 0o640, allow_hard_link: false };
-const LINK: PlaceOptions = PlaceOptions { mode: 0o644, allow_hard_link: true };
+const COPY: PlaceOptions = PlaceOptions { mode: 0o640, owner: None, allow_hard_link: false };
+const LINK: PlaceOptions = PlaceOptions { mode: 0o644, owner: None, allow_hard_link: true };
 
 fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> =
@@ -167,4 +167,25 @@ async fn another_file_system_gets_a_copy() {
     assert!(placed.method.takes_room(), "{placed:?}");
     assert_eq!(fs::read(&destination).unwrap(), data);
     assert_eq!(names(elsewhere.path()), ["model.bin"]);
+}
+
+#[tokio::test]
+async fn a_file_for_somebody_else_is_theirs_and_no_hard_link() {
+    let rig = Rig::new();
+    let store = rig.open();
+    let data = bytes(9, 25_000);
+    let entry = put_sealed(&store, &blob(&data), &data).await;
+    let destination = rig.dir.path().join("model.bin");
+    let options = PlaceOptions { owner: Some(Owner { uid: 1_234, gid: 2_345 }), ..LINK };
+    if !rustix::process::geteuid().is_root() {
+        let error = store.check_destination(rig.dir.path(), 1, options).await.unwrap_err().to_string();
+        assert!(error.contains("1234:2345") && error.contains("as root"), "{error}");
+        return;
+    }
+    let placed = entry.place(&destination, options).await.unwrap();
+    assert_ne!(placed.method, Method::HardLink);
+    let there = fs::metadata(&destination).unwrap();
+    assert_eq!((there.uid(), there.gid(), there.permissions().mode() & 0o777), (1_234, 2_345, 0o644));
+    let own = fs::metadata(rig.content_dir(entry.key()).join("data")).unwrap();
+    assert_eq!((own.uid(), own.permissions().mode() & 0o777), (0, 0o600));
 }

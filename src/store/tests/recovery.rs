@@ -22,14 +22,14 @@ async fn everything_survives_a_clean_restart() {
     for chunk in [0, 64, 149] {
         put(&partial, &part, chunk).await.unwrap();
     }
-    partial.set_pinned(true).await.unwrap();
+    partial.set_pin(Pin::Forever).await.unwrap();
     let mut before = store.list();
     store.close().unwrap();
     assert!(matches!(sealed.read(ByteRange::new(0, 1)).await, Err(ReadError::Closed)));
     assert!(matches!(put(&partial, &part, 1).await, Err(InsertError::Closed)));
     assert!(matches!(store.create(&blob(&whole), layout(&whole)), Err(CreateError::Closed)));
     // These wait for a sync, and there is none any more.
-    assert!(partial.set_pinned(false).await.is_err());
+    assert!(partial.set_pin(Pin::Not).await.is_err());
     partial.remove(&[ChunkIndex(0)].into_iter().collect()).await;
     drop((store, sealed, partial));
 
@@ -384,4 +384,123 @@ fn a_second_store_on_the_same_directory_is_refused() {
     assert!(matches!(rig.try_open(), Err(OpenError::Locked { .. })));
     store.close().unwrap();
     drop(rig.open());
+}
+
+/// Bits flip on the medium while the store runs and believes the chunks checked: the scrubber finds each.
+#[tokio::test]
+async fn the_scrubber_finds_every_flipped_bit_and_none_is_served() {
+    const SIZE: usize = 300_000;
+    let rig = Rig::new();
+    let store = rig.open();
+    let contents: Vec<Vec<u8>> = (0..10).map(|seed| bytes(100 + seed, SIZE)).collect();
+    for data in &contents {
+        let entry = put_sealed(&store, &blob(data), data).await;
+        get_all(&entry).await.unwrap();
+    }
+    // Ten in each content, each in a chunk of its own.
+    let mut flipped = Vec::new();
+    for (n, data) in contents.iter().enumerate() {
+        let file = open_to_write(rig.content_dir(&blob(data).key(CHUNK)).join("data"));
+        for m in 0..10usize {
+            let at = (m * 3 + n % 3) * CHUNK as usize + (n * 977 + m * 3_571) % CHUNK as usize;
+            file.write_all_at(&[data[at] ^ (1 << (m % 8))], at as u64).unwrap();
+            flipped.push((n, at));
+        }
+    }
+    let mut losses = store.losses();
+    store.handle.shared.scrub_all();
+    assert_eq!(store.handle.shared.metrics.corrupt_chunks.get(), 100);
+    let mut lost = 0;
+    while losses.try_recv().is_ok() {
+        lost += 1;
+    }
+    assert_eq!(lost, 100);
+    for (n, at) in flipped {
+        let entry = store.get(&blob(&contents[n]).key(CHUNK)).unwrap();
+        assert!(!entry.is_sealed());
+        let read = entry.read(ByteRange::new(at as u64, at as u64 + 1)).await;
+        assert!(matches!(read, Err(ReadError::NotHeld(_))), "{read:?}");
+    }
+    for data in &contents {
+        let entry = put_sealed(&store, &blob(data), data).await;
+        assert_eq!(&get_all(&entry).await.unwrap(), data);
+    }
+    let held: u64 = contents.len() as u64 * SIZE as u64;
+    assert_eq!(store.usage().stored_bytes, held);
+    store.handle.shared.scrub_all();
+    assert_eq!(store.handle.shared.metrics.corrupt_chunks.get(), 100);
+}
+
+/// After a restart nothing is believed before it was hashed: a hundred random bits in all that is stored.
+#[tokio::test]
+async fn a_hundred_random_flipped_bits_are_found_by_reading() {
+    const SIZE: usize = 2_000_000;
+    let rig = Rig::new();
+    let data = bytes(200, SIZE);
+    let key = blob(&data).key(CHUNK);
+    let store = rig.open();
+    put_sealed(&store, &blob(&data), &data).await;
+    store.close().unwrap();
+    drop(store);
+    let file = open_to_write(rig.content_dir(&key).join("data"));
+    let random = bytes(201, 800);
+    let mut spoilt = std::collections::BTreeSet::new();
+    let mut on_disk = data.clone();
+    for word in random.as_chunks::<8>().0 {
+        let at = usize::try_from(u64::from_le_bytes(*word) % SIZE as u64).unwrap();
+        on_disk[at] ^= 1 << (word[7] % 8);
+        file.write_all_at(&on_disk[at..=at], at as u64).unwrap();
+        spoilt.insert(u32::try_from(at).unwrap() / CHUNK);
+    }
+    let store = rig.open();
+    let entry = store.get(&key).unwrap();
+    for chunk in entry.layout().chunks() {
+        let range = entry.layout().chunk_range(chunk);
+        let read = entry.read(range).await;
+        assert_eq!(read.is_err(), spoilt.contains(&chunk.0), "chunk {}", chunk.0);
+    }
+    assert_eq!(store.handle.shared.metrics.corrupt_chunks.get(), spoilt.len() as u64);
+}
+
+/// 400 GB of sparse files with 50,000 chunks: what a big node has after months.
+#[tokio::test]
+async fn a_large_store_starts_fast_whatever_became_of_its_index() {
+    const CONTENTS: u64 = 200;
+    const CHUNKS: u64 = 250;
+    const CHUNK_BYTES: u32 = 8 << 20;
+    let rig = Rig { budget: 1 << 40, ..Rig::new() };
+    drop(rig.open());
+    let layout = Layout::new(CHUNKS * u64::from(CHUNK_BYTES), CHUNK_BYTES).unwrap();
+    for number in 0..CONTENTS {
+        let id = object(&format!("shard-{number}"), &[]);
+        let key = id.key(CHUNK_BYTES);
+        let dir = rig.content_dir(&key);
+        fs::create_dir_all(&dir).unwrap();
+        fs::File::create(dir.join("data")).unwrap().set_len(layout.size()).unwrap();
+        let mut log = sidecar::header(&id, &layout);
+        let attestation = Attestation { digest: ChunkDigest([3; 32]), attester: ME };
+        for chunk in layout.chunks() {
+            sidecar::append(&mut log, 0, &key, &sidecar::Record::Held(chunk, attestation));
+        }
+        sidecar::append(&mut log, 0, &key, &sidecar::Record::Sealed);
+        fs::write(dir.join("sidecar"), log).unwrap();
+    }
+    let index = rig.data_dir().join("index");
+    for what in ["killed", "stopped", "index deleted", "index garbage"] {
+        match what {
+            "index deleted" => fs::remove_dir_all(&index).unwrap(),
+            "index garbage" => fs::write(index.join("db"), bytes(9, 1 << 20)).unwrap(),
+            _ => {}
+        }
+        let begun = std::time::Instant::now();
+        let store = rig.open();
+        let seconds = begun.elapsed().as_secs_f64();
+        let held = store.held();
+        let chunks: u32 = held.iter().map(|(.., have)| have.len()).sum();
+        println!("{what}: {chunks} chunks, {} bytes, open after {seconds:.3} s", store.usage().stored_bytes);
+        assert_eq!((held.len() as u64, u64::from(chunks)), (CONTENTS, CONTENTS * CHUNKS));
+        assert_eq!(store.handle.shared.after_crash, what != "stopped");
+        assert_eq!(store.handle.shared.metrics.index_rebuilds.get(), u64::from(what != "stopped"));
+        store.close().unwrap();
+    }
 }

@@ -159,7 +159,7 @@ impl Script {
             }
             Step::Pin(content, pinned) => {
                 let Some(entry) = self.entry(content, faults) else { return };
-                if entry.set_pinned(pinned).await.is_ok() && pinned {
+                if entry.set_pin(if pinned { Pin::Forever } else { Pin::Not }).await.is_ok() && pinned {
                     self.promise(content, What::Pinned);
                 }
             }
@@ -232,7 +232,8 @@ impl Script {
                 Step::Pin(at, pinned) => at == content && !pinned,
                 _ => false,
             };
-            for promise in self.promises.iter_mut().filter(|p| p.until == usize::MAX && p.content == content) {
+            for promise in self.promises.iter_mut().filter(|p| p.until == usize::MAX && p.content == content)
+            {
                 let kept = if promise.what == What::Sealed { sealed } else { pinned };
                 if !kept {
                     assert!(asked || entry.is_none() || !unhurt, "{step:?} broke {promise:?}");
@@ -252,15 +253,20 @@ impl Script {
     /// After everything: the disk is well again, and the store does all that a store does.
     pub(super) async fn check_recovery(&mut self) {
         self.rig.disk.trial.clear();
+        // What a fault kept from being recorded as gone is back, and takes room.
+        self.rig.budget = ROOM_FOR_ALL;
         self.open();
         for content in 0..CONTENTS {
-            let promised: Vec<What> =
-                self.active().filter(|promise| promise.content == content).map(|promise| promise.what).collect();
+            let promised: Vec<What> = self
+                .active()
+                .filter(|promise| promise.content == content)
+                .map(|promise| promise.what)
+                .collect();
             check_content(self.store(), &self.data[content], &promised).await;
         }
         for content in 0..CONTENTS {
             if let Some(entry) = self.store().get(&self.key(content)) {
-                entry.set_pinned(false).await.unwrap();
+                entry.set_pin(Pin::Not).await.unwrap();
             }
         }
         for content in [0, 3] {
