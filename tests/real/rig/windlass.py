@@ -70,6 +70,7 @@ class Settings:
     certificates: Path
     cluster: str = CLUSTER
     budget: str = "20 GiB"
+    free_floor: str = "0 B"
     extra: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     registry_extra: str = ""
@@ -154,6 +155,12 @@ class Daemon:
         done = self.machine.run(self.fetch_argv(*arguments), timeout_s, check=False, env=environment(extra))
         return done.returncode, (done.stdout + done.stderr).decode()
 
+    def command(self, name: str, *arguments: str) -> tuple[int, str]:
+        """Any command that asks the daemon: its exit status and what it wrote."""
+        argv = [binary(), name, "--socket", str(self.socket), *arguments]
+        done = self.machine.run(argv, check=False, env=environment())
+        return done.returncode, (done.stdout + done.stderr).decode()
+
     def status(self, path: str, *curl_options: str) -> tuple[int, str]:
         """HTTP status and body of a GET from the registry face."""
         curl = ["curl", "-s", "-w", "\n%{http_code}", *curl_options, f"{MIRROR}{path}"]
@@ -196,7 +203,7 @@ peers = {json.dumps(peers)}
 [store]
 data_dir = "{settings.data_dir}"
 budget = "{settings.budget}"
-free_floor = "0 B"
+free_floor = "{settings.free_floor}"
 
 [[registry.origins]]
 name = "{settings.registry}"
