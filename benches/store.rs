@@ -13,6 +13,7 @@ use std::io::{BufRead, BufReader, IoSlice, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -24,11 +25,11 @@ use windlass::cache::{self, Cache, Parts};
 use windlass::content::{
     Algorithm, Attestation, ChunkDigest, ChunkIndex, ContentId, Digest, ETag, Layout, NodeId, ObjectVersion,
 };
-use windlass::http::registry::{self, Mirror};
+use windlass::http::registry::{self, Callers, Mirror};
 use windlass::http::served::Served;
 use windlass::http::server::{self, Limits, Listener};
-use windlass::origin;
 use windlass::origin::registry::{RegistryConfig, RegistryOrigin};
+use windlass::origin::{self, access};
 use windlass::store::{self, Expect, Store};
 use windlass::swarm::membership::PeerBook;
 use windlass::swarm::{self, Swarm};
@@ -284,7 +285,7 @@ fn make_blob(dir: &Path) -> Outcome<Digest> {
     for _ in 0..CHUNKS {
         pieces.iter().for_each(|piece| hasher.update(piece));
     }
-    let digest = Digest::from_bytes(Algorithm::Sha256, &hasher.finalize()).ok_or("32 bytes are a SHA-256")?;
+    let digest = Digest::from_bytes(Algorithm::Sha256, &hasher.finalize())?;
     let store = open(&dir.join("served"))?;
     let entry = store.create(&ContentId::Blob(digest.clone()), Layout::new(BLOB_BYTES, CHUNK_BYTES)?)?;
     Runtime::new()?.block_on(async {
@@ -384,7 +385,9 @@ fn serve(dir: &Path) -> Outcome<()> {
         });
         let named = RegistryConfig { name: REGISTRY.into(), ..RegistryConfig::default() };
         let origins = RegistryOrigin::new(vec![named], &origin::Metrics::default())?;
-        let mirror = Mirror::new(&registry::Config::default(), cache, origins, Served::default());
+        let config = registry::Config::default();
+        let callers = Callers::new(&access::Config::default(), config.tag_ttl(), &access::Metrics::default());
+        let mirror = Mirror::new(&config, cache, origins, Arc::new(callers), Served::default());
         let listener = Listener::bind("bench", "bench", (Ipv4Addr::LOCALHOST, 0).into()).await?;
         println!("{}", listener.address().ok_or("no address")?);
         let limits = Limits { connections: 128, drain: Duration::ZERO };

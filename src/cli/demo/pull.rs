@@ -4,7 +4,6 @@
 //! headers nor its progress reports are believed.
 //! This module refuses to fall back to the origin, as containerd would: a fault of the mirror must show.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
