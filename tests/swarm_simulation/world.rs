@@ -1,477 +1,434 @@
-//! A cluster in virtual time: the shipped state machine on every node, a fluid model of the links between them.
+//! The loop: events in their order, and steps in which bytes move.
 //!
-//! Each node has an uplink and a downlink; the origin has a cap per node and a cap in total. Every step of a
-//! millisecond the capacities are shared out among the transfers that have something to move, three rounds of equal
-//! shares, which comes close to max-min fairness. A node passes on what it received up to the step before, so each
-//! hop of a tree adds a millisecond. Messages take their latency, and are neither lost nor reordered.
-//! One seed, one history.
+//! While bytes move, time goes in steps of `Scenario::step`, and events are taken in between; while none can, it
+//! jumps to the next event. A node passes on what it had at the last step.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet};
 
-use windlass::content::{Attestation, ChunkDigest, ChunkIndex, ChunkSet, ContentKey, Layout, NodeId};
-use windlass::swarm::{
-    Action, Admission, Claim, Config, DEFAULT_CAPACITY, Event, FlowFailure, FlowId, Member, Stats, Swarm,
-    Time, Zone,
-};
+use windlass::content::{ChunkIndex, ChunkSet, ContentKey, Layout, NodeId};
+use windlass::swarm::{Action, Event, FlowFailure, FlowId, Swarm, Time};
 use windlass::wire::{Message, encode};
 
-pub(crate) const CONTENT: ContentKey = ContentKey([42; 32]);
-const CHUNK_BYTES: u32 = 8 << 20;
-const STEP_US: u64 = 1_000;
-/// Bounds are checked this often: a look at everything costs more than a step.
-const CHECK_US: u64 = 50_000;
-/// A crashed peer's connections break after this.
-const BREAK_US: u64 = 500_000;
-/// Views change in steps of this.
-const VIEW_STEP_US: u64 = 20_000;
-/// A member is settled after this.
-const SETTLE_US: u64 = 2_000_000;
-/// A crashed peer leaves the views after this.
-const DETECT_US: u64 = 4_000_000;
+use super::invariants::Ledger;
+use super::links::{Demand, Links};
+use super::outcome::Outcome;
+use super::scenario::{Fault, Random, SECOND, Scenario};
+use super::transfers::Flow;
+use super::views::Gossip;
 
-/// What a run is made of. Rates in Gbit/s, times in microseconds.
-#[derive(Clone)]
-pub(crate) struct Scenario {
-    pub(crate) nodes: usize,
-    pub(crate) chunks: u32,
-    pub(crate) link_gbps: f64,
-    pub(crate) origin_node_gbps: f64,
-    pub(crate) origin_total_gbps: f64,
-    pub(crate) latency_us: u64,
-    /// A join is seen by the others after up to this long. Zero: everybody knows everybody from the start.
-    pub(crate) view_lag_us: u64,
-    /// When each node's daemon starts (with a view lag) and pulls begin.
-    pub(crate) joins_us: Vec<u64>,
-    /// Nodes that hold everything from the start; the first ones.
-    pub(crate) warm: usize,
-    pub(crate) crashes: Vec<(usize, u64)>,
-    pub(crate) seed: u64,
-}
+/// Waiting nodes and bounds are looked at this often.
+const CHECK: u64 = SECOND / 4;
+/// Of every so many messages one is encoded to learn its size.
+const SIZED_EVERY: u64 = 16;
+/// Dialling a node that does not answer takes this long (`transport.connect_timeout_ms`).
+const DIAL: u64 = 3 * SECOND;
 
-impl Scenario {
-    pub(crate) fn burst(nodes: usize, chunks: u32) -> Self {
-        Self {
-            nodes,
-            chunks,
-            link_gbps: 25.0,
-            origin_node_gbps: 5.0,
-            origin_total_gbps: 1e6,
-            latency_us: 250,
-            view_lag_us: 0,
-            joins_us: vec![0; nodes],
-            warm: 0,
-            crashes: Vec::new(),
-            seed: 1,
-        }
-    }
-
-    fn bytes(&self) -> f64 {
-        f64::from(self.chunks) * f64::from(CHUNK_BYTES)
-    }
-
-    /// Seconds that the last node needs at least when all start together (`facts/swarm.md` section 1).
-    pub(crate) fn bound_s(&self) -> f64 {
-        let (bits, n) = (self.bytes() * 8.0 / 1e9, self.nodes as f64);
-        let warm = self.warm as f64;
-        let origin = self.origin_total_gbps.min((n - warm) * self.origin_node_gbps);
-        let source = origin + warm * self.link_gbps;
-        let relay = (n - warm - if self.warm == 0 { 1.0 } else { 0.0 }) * bits / (n * self.link_gbps);
-        (bits / self.link_gbps).max(bits / source).max(relay)
-    }
-}
-
-/// What came of it.
+/// What is going to happen.
 #[derive(Debug)]
-pub(crate) struct Outcome {
-    /// Seconds from each node's join to its last chunk; `None` for crashed ones.
-    pub(crate) seconds: Vec<Option<f64>>,
-    pub(crate) last_s: f64,
-    pub(crate) origin_fetches: Vec<u32>,
-    pub(crate) origin_ratio: f64,
-    pub(crate) last_resorts: u64,
-    pub(crate) messages: u64,
-    pub(crate) message_bytes: u64,
-    pub(crate) sent_by_warm: f64,
-    pub(crate) stats: Vec<Stats>,
-}
-
-enum Happening {
-    Deliver {
-        from: usize,
-        to: usize,
-        message: Message,
-    },
+pub(super) enum Happening {
+    Deliver { from: usize, to: usize, message: Message },
+    Packet { from: usize, to: usize, bytes: bytes::Bytes },
     Timer(usize),
-    Join(usize),
+    Boot(usize),
+    Pull(usize),
     View(usize),
-    Crash(usize),
+    Gossip(usize),
+    Introduce { node: usize, incarnation: u32 },
+    Alone { node: usize, incarnation: u32 },
+    Fault(usize),
+    /// The dead node's connections break, unless it lives again.
+    Broken { node: usize, incarnation: u32 },
+    /// The paused node's connections break, unless it runs again.
+    Stalled { node: usize, pauses: u32 },
+    /// Connections between the parts break, unless they are healed.
+    Severed { partitions: u32 },
+    PeerLost { at: usize, who: usize },
     /// A chunk request reaches the source.
-    Request {
-        flow: usize,
-    },
+    Request { flow: usize },
     /// The first bytes may move.
-    Begin {
-        flow: usize,
-    },
-    Fail {
-        flow: usize,
-        reason: FlowFailure,
-    },
-    PeerLost {
-        at: usize,
-        who: usize,
-    },
+    Begin { flow: usize },
+    Fail { flow: usize, reason: FlowFailure },
 }
 
-struct Flow {
-    id: FlowId,
-    to: usize,
-    /// `None` is the origin.
-    from: Option<usize>,
-    chunk: u32,
-    moving: bool,
-    admitted: bool,
-    over: bool,
-    reported: u32,
+/// One node's part in one content.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Progress {
+    /// Somebody reads it since.
+    pub(super) opened: Option<u64>,
+    pub(super) finished: Option<u64>,
+    pub(super) held: u32,
+    /// Where the reader waits.
+    pub(super) cursor: u32,
 }
 
-struct Node {
-    swarm: Swarm,
-    alive: bool,
-    joined: Option<u64>,
-    finished: Option<u64>,
-    received: Vec<u32>,
-    held: u32,
-    flows: BTreeMap<FlowId, usize>,
-    by_chunk: BTreeMap<u32, usize>,
-    /// When this node learns of each other, and that it is gone.
-    learns: Vec<u64>,
-    timer: Option<u64>,
+pub(super) struct Node {
+    pub(super) swarm: Swarm,
+    pub(super) up: bool,
+    pub(super) paused: bool,
+    pub(super) pauses: u32,
+    /// Its connections are known to be gone.
+    pub(super) severed: bool,
+    pub(super) incarnation: u32,
+    pub(super) booted: u64,
+    pub(super) speed: f64,
+    /// Bytes of each chunk that are here, all contents one after the other.
+    pub(super) received: Vec<u32>,
+    /// [`FETCHING`], [`TAINTED`], [`STORED`] for each chunk.
+    pub(super) flags: Vec<u8>,
+    pub(super) flows: HashMap<FlowId, usize>,
+    pub(super) progress: Vec<Progress>,
+    pub(super) last_byte: u64,
+    /// When its next wake-up is queued.
+    pub(super) timer: Option<u64>,
+    pub(super) inbox: (u64, u32),
 }
+
+pub(super) const FETCHING: u8 = 1;
+pub(super) const TAINTED: u8 = 2;
+pub(super) const STORED: u8 = 4;
 
 pub(crate) struct World {
-    scenario: Scenario,
-    config: Config,
-    layout: Layout,
-    nodes: Vec<Node>,
-    ids: BTreeMap<NodeId, usize>,
-    now: u64,
-    next: u64,
-    queue: BTreeMap<(u64, u64), Happening>,
-    flows: Vec<Flow>,
-    moving: Vec<usize>,
-    random: u64,
-    outcome: Outcome,
-    origin_bytes: f64,
+    pub(super) scenario: Scenario,
+    pub(super) layouts: Vec<Layout>,
+    /// Where each content's chunks begin in the nodes' arrays.
+    pub(super) first: Vec<usize>,
+    pub(super) nodes: Vec<Node>,
+    pub(super) ids: HashMap<NodeId, usize>,
+    pub(super) now: u64,
+    sequence: u64,
+    queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    happenings: Vec<Option<Happening>>,
+    free: Vec<usize>,
+    pub(super) flows: Vec<Flow>,
+    pub(super) moving: Vec<usize>,
+    pub(super) demands: Vec<Demand>,
+    pub(super) links: Links,
+    pub(super) random: Random,
+    pub(super) gossip: Option<Gossip>,
+    pub(super) parts: Option<Vec<u8>>,
+    pub(super) partitions: u32,
+    pub(super) parts_severed: bool,
+    /// What waits for a partition to heal or a node to run on.
+    pub(super) held: Vec<Happening>,
+    dialling: HashSet<(usize, usize)>,
+    pub(super) throttle: u32,
+    pub(super) break_percent: u32,
+    pub(super) ledger: Ledger,
+    pub(super) outcome: Outcome,
+    pub(super) origin_bytes: f64,
+    unfinished: usize,
+    next_check: u64,
+    next_sample: u64,
 }
 
 pub(crate) fn node_id(n: usize) -> NodeId {
-    NodeId::from_name(&format!("node-{n}"))
+    NodeId::from_name(&node_name(n))
+}
+
+pub(super) fn node_name(n: usize) -> String {
+    format!("node-{n}")
+}
+
+pub(super) fn content_key(blob: usize) -> ContentKey {
+    let mut key = [42; 32];
+    key[..8].copy_from_slice(&(blob as u64).to_le_bytes());
+    ContentKey(key)
 }
 
 impl World {
-    pub(crate) fn new(scenario: Scenario, config: &Config) -> Self {
-        let layout = Layout::new(u64::from(scenario.chunks) * u64::from(CHUNK_BYTES), CHUNK_BYTES).unwrap();
-        let node = |n: usize| Node {
-            swarm: Swarm::new(node_id(n), config.clone(), scenario.seed * 10_007 + n as u64),
-            alive: true,
-            joined: None,
-            finished: None,
-            received: vec![0; scenario.chunks as usize],
-            held: 0,
-            flows: BTreeMap::new(),
-            by_chunk: BTreeMap::new(),
-            learns: vec![0; scenario.nodes],
-            timer: None,
-        };
-        let outcome = Outcome {
-            seconds: vec![None; scenario.nodes],
-            last_s: 0.0,
-            origin_fetches: vec![0; scenario.chunks as usize],
-            origin_ratio: 0.0,
-            last_resorts: 0,
-            messages: 0,
-            message_bytes: 0,
-            sent_by_warm: 0.0,
-            stats: Vec::new(),
-        };
-        let nodes: Vec<_> = (0..scenario.nodes).map(node).collect();
+    pub(crate) fn new(scenario: Scenario) -> Self {
+        let blobs = &scenario.blobs;
+        let layouts: Vec<_> = blobs
+            .iter()
+            .map(|b| Layout::new(u64::from(b.chunks) * u64::from(b.chunk_bytes), b.chunk_bytes).unwrap())
+            .collect();
+        let mut first = vec![0];
+        blobs.iter().for_each(|blob| first.push(first[first.len() - 1] + blob.chunks as usize));
+        let nodes: Vec<_> = (0..scenario.nodes()).map(|n| Node::new(&scenario, n, first[blobs.len()])).collect();
+        let ledger = Ledger::new(&scenario, first[blobs.len()]);
         let mut world = Self {
-            config: config.clone(),
-            layout,
-            nodes,
-            ids: (0..scenario.nodes).map(|n| (node_id(n), n)).collect(),
+            layouts,
+            ids: (0..nodes.len()).map(|n| (node_id(n), n)).collect(),
             now: 0,
-            next: 0,
-            queue: BTreeMap::new(),
+            sequence: 0,
+            queue: BinaryHeap::new(),
+            happenings: Vec::new(),
+            free: Vec::new(),
             flows: Vec::new(),
             moving: Vec::new(),
-            random: scenario.seed,
-            outcome,
+            demands: Vec::new(),
+            links: Links::default(),
+            random: Random::new(scenario.seed.wrapping_mul(0x9E37_79B9)),
+            gossip: Gossip::of(&scenario),
+            parts: None,
+            partitions: 0,
+            parts_severed: false,
+            held: Vec::new(),
+            dialling: HashSet::new(),
+            throttle: 0,
+            break_percent: 0,
+            ledger,
+            outcome: Outcome { sent: vec![0.0; nodes.len()], ..Outcome::default() },
             origin_bytes: 0.0,
+            unfinished: scenario.pulls.len(),
+            next_check: CHECK,
+            next_sample: 0,
+            nodes,
+            first,
             scenario,
         };
         world.prepare();
         world
     }
 
-    /// Runs until every live node has everything.
+    /// Runs until every pull of a live node has ended.
     ///
     /// # Panics
-    /// When that does not happen within `limit_s` virtual seconds.
-    pub(crate) fn run(mut self, limit_s: u64) -> Outcome {
-        while !self.is_finished() {
-            assert!(
-                self.now < limit_s * 1_000_000,
-                "seed {}: not finished after {limit_s} s; held {:?}; {:?}",
-                self.scenario.seed,
-                self.nodes.iter().map(|node| node.held).collect::<Vec<_>>(),
-                self.nodes.iter().map(|node| node.swarm.stats()).take(3).collect::<Vec<_>>(),
-            );
-            let until = self.now + STEP_US;
-            while let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= until) {
-                let ((at, _), happening) = entry.remove_entry();
-                self.now = self.now.max(at);
-                self.happen(happening);
+    /// When an invariant is broken, or that does not happen within the scenario's limit.
+    pub(crate) fn run(mut self) -> Outcome {
+        while self.unfinished > 0 {
+            let next = self.queue.peek().map(|Reverse((at, ..))| *at);
+            if self.moving.is_empty() {
+                let at = next.unwrap_or_else(|| self.fail_run("nothing is left to happen"));
+                self.happen_until(at);
+            } else {
+                let until = self.now + self.scenario.step;
+                self.happen_until(until);
+                if !self.step() {
+                    // Whoever could send has nothing to send: only an event changes that.
+                    let next = self.queue.peek().map_or(until, |Reverse((at, ..))| (*at).max(until));
+                    self.happen_until(next);
+                }
             }
-            self.now = until;
-            self.step();
+            self.look();
         }
         self.finish()
     }
 
-    fn is_finished(&self) -> bool {
-        self.nodes.iter().all(|node| !node.alive || node.finished.is_some())
+    fn prepare(&mut self) {
+        for n in 0..self.nodes.len() {
+            self.at(self.scenario.boots[n], Happening::Boot(n));
+        }
+        for (index, pull) in self.scenario.pulls.clone().into_iter().enumerate() {
+            self.at(pull.at, Happening::Pull(index));
+        }
+        for index in 0..self.scenario.faults.len() {
+            self.at(self.scenario.faults[index].0, Happening::Fault(index));
+        }
+        for (node, blob) in self.scenario.warm.clone() {
+            let chunks = self.chunks_of(blob);
+            for g in chunks.clone() {
+                self.nodes[node].received[g] = self.scenario.blobs[blob].chunk_bytes;
+                self.nodes[node].flags[g] |= STORED;
+                if !self.is_rotten(node, g) {
+                    self.ledger.gained(g);
+                }
+            }
+            self.nodes[node].progress[blob].held = chunks.len() as u32;
+        }
+    }
+
+    fn happen_until(&mut self, until: u64) {
+        while let Some(Reverse((at, _, slot))) = self.queue.peek().copied().filter(|Reverse((at, ..))| *at <= until) {
+            self.queue.pop();
+            self.free.push(slot);
+            self.now = self.now.max(at);
+            let happening = self.happenings[slot].take().expect("queued once");
+            self.happen(happening);
+        }
+        self.now = self.now.max(until);
+    }
+
+    fn look(&mut self) {
+        if self.now >= self.next_check {
+            self.next_check = self.now + CHECK;
+            self.check();
+        }
+        if self.scenario.sample > 0 && self.now >= self.next_sample {
+            self.next_sample = self.now + self.scenario.sample;
+            let chunks = self.first[self.scenario.blobs.len()] as f32;
+            let shares = self.nodes.iter().map(|n| n.progress.iter().map(|p| p.held as f32).sum::<f32>() / chunks);
+            self.outcome.samples.push((self.now as f64 / 1e6, shares.collect()));
+        }
+        if self.now > self.scenario.limit {
+            self.fail_run("not finished in time");
+        }
     }
 
     fn finish(mut self) -> Outcome {
-        for (n, node) in self.nodes.iter().enumerate() {
-            let times = node.joined.zip(node.finished).filter(|_| node.alive);
-            self.outcome.seconds[n] = times.map(|(from, to)| (to - from) as f64 / 1e6);
-            self.outcome.last_s = self.outcome.last_s.max(times.map_or(0.0, |(_, to)| to as f64 / 1e6));
-            self.outcome.stats.push(node.swarm.stats());
+        self.check();
+        let begin = self.scenario.pulls.iter().map(|pull| pull.at).min().unwrap_or(0);
+        for pull in &self.scenario.pulls {
+            let node = &self.nodes[pull.node];
+            let ended = node.progress[pull.blob].finished.filter(|_| node.up);
+            self.outcome.seconds.push(ended.map(|at| at.saturating_sub(pull.at) as f64 / 1e6));
+            let last = ended.map_or(0.0, |at| at.saturating_sub(begin) as f64 / 1e6);
+            self.outcome.last_s = self.outcome.last_s.max(last);
         }
-        self.outcome.origin_ratio = self.origin_bytes / self.scenario.bytes();
+        let bytes: f64 = (0..self.scenario.blobs.len()).map(|blob| self.scenario.bytes(blob)).sum();
+        self.outcome.origin_ratio = self.origin_bytes / bytes;
+        self.outcome.stats = self.nodes.iter().map(|node| node.swarm.stats()).collect();
         self.outcome.last_resorts = self.outcome.stats.iter().map(|stats| stats.last_resort_flows).sum();
+        self.outcome.steals = self.outcome.stats.iter().map(|stats| stats.leases_stolen).sum();
+        self.outcome.took_s = self.now as f64 / 1e6;
+        self.close_ledger();
         self.outcome
-    }
-
-    fn prepare(&mut self) {
-        let joins = self.scenario.joins_us.clone();
-        for (n, at) in joins.iter().enumerate() {
-            self.after(*at, Happening::Join(n));
-            let lagging = self.scenario.view_lag_us > 0;
-            for (other, other_at) in joins.iter().enumerate() {
-                let lag = self.random_below(self.scenario.view_lag_us.max(1));
-                self.nodes[n].learns[other] = if lagging { (*at).max(*other_at) + lag } else { 0 };
-            }
-        }
-        for (n, at) in self.scenario.crashes.clone() {
-            self.after(at, Happening::Crash(n));
-        }
-        if self.scenario.view_lag_us == 0 {
-            (0..self.scenario.nodes).for_each(|n| self.tell_members(n));
-        }
-        for n in 0..self.scenario.warm {
-            self.nodes[n].received.fill(CHUNK_BYTES);
-            self.nodes[n].held = self.scenario.chunks;
-            self.nodes[n].finished = Some(0);
-            let have = ChunkSet::full(&self.layout);
-            self.event(n, Event::Stored { content: CONTENT, layout: self.layout, have });
-        }
     }
 
     fn happen(&mut self, happening: Happening) {
         match happening {
-            Happening::Deliver { from, to, message } => {
-                if self.nodes[to].alive {
-                    self.event(to, Event::Message { from: node_id(from), message });
-                }
-            }
-            Happening::Timer(n) => {
-                if self.nodes[n].alive && self.nodes[n].timer == Some(self.now) {
-                    self.nodes[n].timer = None;
-                    self.nodes[n].swarm.handle_timeout(Time(self.now));
-                    self.drain(n);
-                }
-            }
-            Happening::Join(n) => self.join(n),
-            Happening::View(n) => {
-                if self.nodes[n].alive {
-                    self.tell_members(n);
-                }
-            }
-            Happening::Crash(n) => self.crash(n),
+            Happening::Deliver { from, to, message } => self.deliver(from, to, message),
+            Happening::Packet { from, to, bytes } => self.packet(from, to, &bytes),
+            Happening::Timer(n) => self.wake(n),
+            Happening::Boot(n) => self.boot(n),
+            Happening::Pull(index) => self.pull(index),
+            Happening::View(n) => self.tell_members(n),
+            Happening::Gossip(n) => self.wake_gossip(n),
+            Happening::Introduce { node, incarnation } => self.introduce(node, incarnation),
+            Happening::Alone { node, incarnation } => self.found_nobody(node, incarnation),
+            Happening::Fault(index) => self.fault(index),
+            Happening::Broken { node, incarnation } => self.broken(node, incarnation),
+            Happening::Stalled { node, pauses } => self.stalled(node, pauses),
+            Happening::Severed { partitions } => self.sever_parts(partitions),
+            Happening::PeerLost { at, who } => self.peer_lost(at, who),
             Happening::Request { flow } => self.request(flow),
-            Happening::Begin { flow } => {
-                if !self.flows[flow].over {
-                    self.flows[flow].moving = true;
-                    self.moving.push(flow);
-                }
-            }
+            Happening::Begin { flow } => self.begin(flow),
             Happening::Fail { flow, reason } => self.fail(flow, reason),
-            Happening::PeerLost { at, who } => {
-                if self.nodes[at].alive {
-                    self.event(at, Event::PeerLost(node_id(who)));
+        }
+    }
+
+    fn deliver(&mut self, from: usize, to: usize, message: Message) {
+        match self.path(from, to) {
+            Path::Open => {
+                let node = &mut self.nodes[to];
+                let second = self.now / SECOND;
+                node.inbox = if node.inbox.0 == second { (second, node.inbox.1 + 1) } else { (second, 1) };
+                self.outcome.peak_messages = self.outcome.peak_messages.max(node.inbox.1);
+                self.event(to, Event::Message { from: node_id(from), message });
+            }
+            Path::Waiting => self.held.push(Happening::Deliver { from, to, message }),
+            Path::Silent => {}
+            Path::Gone => {
+                if self.dialling.insert((from, to)) {
+                    self.after(DIAL, Happening::PeerLost { at: from, who: to });
                 }
             }
         }
     }
 
-    fn join(&mut self, n: usize) {
-        if self.scenario.view_lag_us > 0 {
-            self.tell_members(n);
-            let mut moments: Vec<u64> = (0..self.scenario.nodes)
-                .flat_map(|other| {
-                    let learns = self.nodes[n].learns[other];
-                    [learns, learns + SETTLE_US]
-                })
-                .filter(|at| *at > self.now)
-                .map(|at| at.next_multiple_of(VIEW_STEP_US))
-                .collect();
-            moments.sort_unstable();
-            moments.dedup();
-            for at in moments {
-                self.after(at - self.now, Happening::View(n));
-            }
+    fn peer_lost(&mut self, at: usize, who: usize) {
+        self.dialling.remove(&(at, who));
+        if self.nodes[at].up && !self.nodes[at].paused && !matches!(self.path(at, who), Path::Open) {
+            self.event(at, Event::PeerLost(node_id(who)));
         }
-        if n < self.scenario.warm {
+    }
+
+    /// Somebody starts to read.
+    fn pull(&mut self, index: usize) {
+        let pull = self.scenario.pulls[index];
+        let node = &mut self.nodes[pull.node];
+        if node.paused {
+            self.held.push(Happening::Pull(index));
             return;
         }
-        self.nodes[n].joined = Some(self.now);
-        let (layout, have) = (self.layout, ChunkSet::new());
-        self.event(n, Event::Open { content: CONTENT, layout, have });
-        let wanted = ChunkSet::full(&self.layout);
-        self.event(n, Event::Demand { content: CONTENT, wanted, cursors: vec![ChunkIndex(0)] });
-    }
-
-    /// What `n` knows of the others. Who started two seconds before it is settled at once;
-    /// others two seconds after `n` learnt of them.
-    fn tell_members(&mut self, n: usize) {
-        let lagging = self.scenario.view_lag_us > 0;
-        let joins = &self.scenario.joins_us;
-        let learns = |other: usize| self.nodes[n].learns[other].next_multiple_of(VIEW_STEP_US);
-        let first = (0..joins.len()).filter(|other| *other != n).map(learns).min().unwrap_or(0);
-        let gone = |other: usize| {
-            self.scenario.crashes.iter().any(|(who, at)| *who == other && *at + DETECT_US <= self.now)
-        };
-        let knows = |other: usize| !gone(other) && (other == n || !lagging || learns(other) <= self.now);
-        let settled = |other: usize| {
-            let known = if other == n { joins[n] } else { learns(other) };
-            !lagging || joins[other] + SETTLE_US <= joins[n] || known + SETTLE_US <= self.now
-        };
-        let members = (0..self.scenario.nodes)
-            .filter(|other| knows(*other))
-            .map(|other| Member {
-                id: node_id(other),
-                zone: Zone::default(),
-                seed: false,
-                settled: settled(other),
-                capacity: DEFAULT_CAPACITY,
-            })
-            .collect();
-        self.event(n, Event::Members { members, synced: !lagging || first <= self.now });
-    }
-
-    fn crash(&mut self, n: usize) {
-        self.nodes[n].alive = false;
-        for flow in 0..self.flows.len() {
-            let broken = !self.flows[flow].over && self.flows[flow].from == Some(n);
-            if !self.flows[flow].over && self.flows[flow].to == n {
-                self.end_flow(flow);
-            } else if broken {
-                self.flows[flow].moving = false;
-                self.after(BREAK_US, Happening::Fail { flow, reason: FlowFailure::Broken });
-            }
-        }
-        for at in 0..self.scenario.nodes {
-            if at != n {
-                self.after(BREAK_US, Happening::PeerLost { at, who: n });
-                self.after(DETECT_US, Happening::View(at));
-            }
+        node.progress[pull.blob].opened = Some(self.now);
+        node.last_byte = self.now;
+        if node.up {
+            self.open(pull.node, pull.blob);
+        } else {
+            // The reader asks again when the daemon lives again.
+            self.recount();
         }
     }
 
-    fn request(&mut self, flow: usize) {
-        let Flow { to, from: Some(from), chunk, over: false, .. } = self.flows[flow] else { return };
-        if !self.nodes[from].alive {
-            self.after(BREAK_US, Happening::Fail { flow, reason: FlowFailure::Broken });
-            return;
-        }
-        let now = Time(self.now);
-        let admission = self.nodes[from].swarm.upload_requested(now, node_id(to), CONTENT, ChunkIndex(chunk));
-        let latency = self.scenario.latency_us;
-        match admission {
-            Admission::Serve => {
-                self.flows[flow].admitted = true;
-                self.after(latency, Happening::Begin { flow });
-            }
-            Admission::Busy => self.after(latency, Happening::Fail { flow, reason: FlowFailure::Busy }),
-            Admission::NotFound => {
-                self.after(latency, Happening::Fail { flow, reason: FlowFailure::NotFound })
-            }
+    pub(super) fn open(&mut self, n: usize, blob: usize) {
+        let (content, layout) = (content_key(blob), self.layouts[blob]);
+        let have = self.stored(n, blob);
+        self.event(n, Event::Open { content, layout, have });
+        self.read_on(n, blob);
+        if self.nodes[n].progress[blob].held == self.scenario.blobs[blob].chunks {
+            self.finished(n, blob);
         }
     }
 
-    fn fail(&mut self, flow: usize, reason: FlowFailure) {
-        let Flow { id, to, chunk, over: false, .. } = self.flows[flow] else { return };
-        self.end_flow(flow);
-        let received = self.nodes[to].received[chunk as usize];
-        self.event(to, Event::FlowFailed { flow: id, received, reason });
+    /// The reader waits for the first chunk that is not here.
+    pub(super) fn read_on(&mut self, n: usize, blob: usize) {
+        let chunks = self.chunks_of(blob);
+        let node = &mut self.nodes[n];
+        let from = node.progress[blob].cursor as usize;
+        let passed = node.flags[chunks.start + from..chunks.end].iter().take_while(|flags| **flags & STORED != 0);
+        let cursor = (from + passed.count()) as u32;
+        node.progress[blob].cursor = cursor;
+        let wanted = ChunkSet::full(&self.layouts[blob]);
+        let cursors = if (cursor as usize) < chunks.len() { vec![ChunkIndex(cursor)] } else { Vec::new() };
+        self.event(n, Event::Demand { content: content_key(blob), wanted, cursors });
     }
 
-    fn end_flow(&mut self, flow: usize) {
-        let (id, to, chunk) = (self.flows[flow].id, self.flows[flow].to, self.flows[flow].chunk);
-        self.flows[flow].over = true;
-        self.nodes[to].flows.remove(&id);
-        if self.nodes[to].by_chunk.get(&chunk) == Some(&flow) {
-            self.nodes[to].by_chunk.remove(&chunk);
+    pub(super) fn finished(&mut self, n: usize, blob: usize) {
+        let progress = &mut self.nodes[n].progress[blob];
+        if progress.finished.is_none() {
+            progress.finished = Some(self.now);
+            self.unfinished -= 1;
         }
-        if let Some(from) = self.flows[flow].from.filter(|_| self.flows[flow].admitted) {
-            self.nodes[from].swarm.upload_ended(Time(self.now));
-        }
+        self.event(n, Event::Close { content: content_key(blob) });
     }
 
-    fn event(&mut self, n: usize, event: Event) {
+    /// Pulls that nobody waits for any longer, and those that somebody waits for again.
+    pub(super) fn recount(&mut self) {
+        let pulls = self.scenario.pulls.iter();
+        let waits = pulls.filter(|pull| {
+            let node = &self.nodes[pull.node];
+            let lives = node.up || self.scenario.boots[pull.node] > self.now || self.will_restart(pull.node);
+            lives && node.progress[pull.blob].finished.is_none()
+        });
+        self.unfinished = waits.count();
+    }
+
+    fn will_restart(&self, n: usize) -> bool {
+        let later = self.scenario.faults.iter().filter(|(at, _)| *at > self.now);
+        later.into_iter().any(|(_, fault)| matches!(fault, Fault::Restart { node, .. } if *node == n))
+    }
+
+    pub(super) fn event(&mut self, n: usize, event: Event) {
         self.nodes[n].swarm.handle_event(Time(self.now), event);
         self.drain(n);
     }
 
-    fn drain(&mut self, n: usize) {
+    fn wake(&mut self, n: usize) {
+        if self.nodes[n].timer != Some(self.now) {
+            return;
+        }
+        self.nodes[n].timer = None;
+        if self.nodes[n].up && !self.nodes[n].paused {
+            if self.nodes[n].swarm.poll_timeout().is_some_and(|at| at.0 <= self.now) {
+                self.nodes[n].swarm.handle_timeout(Time(self.now));
+            }
+            self.drain(n);
+        }
+    }
+
+    pub(super) fn drain(&mut self, n: usize) {
         while let Some(action) = self.nodes[n].swarm.poll_action() {
             self.act(n, action);
         }
+        // A wake-up that comes too early does nothing, so only an earlier one needs to be queued.
         let due = self.nodes[n].swarm.poll_timeout().map(|at| at.0.max(self.now));
-        if due != self.nodes[n].timer {
-            self.nodes[n].timer = due;
-            if let Some(at) = due {
-                self.after(at - self.now, Happening::Timer(n));
-            }
+        if let Some(at) = due.filter(|at| self.nodes[n].timer.is_none_or(|queued| *at < queued)) {
+            self.nodes[n].timer = Some(at);
+            self.at(at, Happening::Timer(n));
         }
     }
 
     fn act(&mut self, n: usize, action: Action) {
         match action {
-            Action::Send { to, message } => {
-                self.outcome.messages += 1;
-                self.outcome.message_bytes += encode(&message).len() as u64;
-                let latency = self.scenario.latency_us + self.random_below(self.scenario.latency_us / 4 + 1);
-                let to = self.ids[&to];
-                self.after(latency, Happening::Deliver { from: n, to, message });
-            }
-            Action::FetchFromPeer { flow, peer, chunk, .. } => {
+            Action::Send { to, message } => self.send(n, to, message),
+            Action::FetchFromPeer { flow, peer, content, chunk, .. } => {
                 let from = self.ids[&peer];
-                let flow = self.start(n, flow, Some(from), chunk.0);
-                self.after(self.scenario.latency_us, Happening::Request { flow });
+                self.fetch_from_peer(n, from, flow, content, chunk);
             }
-            Action::FetchFromOrigin { flow, chunk, claim, .. } => {
-                self.outcome.origin_fetches[chunk.0 as usize] += 1;
-                if claim == Claim::LastResort {
-                    self.outcome.last_resorts += 1;
-                }
-                let flow = self.start(n, flow, None, chunk.0);
-                let first_byte = 15_000 + self.random_below(30_000);
-                self.after(first_byte, Happening::Begin { flow });
+            Action::FetchFromOrigin { flow, content, chunk, claim, .. } => {
+                self.fetch_from_origin(n, flow, content, chunk, claim);
             }
             Action::Cancel { flow } => {
                 if let Some(flow) = self.nodes[n].flows.get(&flow).copied() {
@@ -481,149 +438,98 @@ impl World {
         }
     }
 
-    fn start(&mut self, to: usize, id: FlowId, from: Option<usize>, chunk: u32) -> usize {
-        let index = self.flows.len();
-        self.flows.push(Flow {
-            id,
-            to,
-            from,
-            chunk,
-            moving: false,
-            admitted: false,
-            over: false,
-            reported: 0,
+    fn send(&mut self, from: usize, to: NodeId, message: Message) {
+        self.outcome.messages += 1;
+        if self.outcome.messages.is_multiple_of(SIZED_EVERY) {
+            self.outcome.message_bytes += SIZED_EVERY * encode(&message).len() as u64;
+        }
+        if self.scenario.loss > 0 && self.random.below(10_000) < u64::from(self.scenario.loss) {
+            return;
+        }
+        let latency = self.scenario.latency + self.random.below(self.scenario.jitter + 1);
+        let to = self.ids[&to];
+        self.after(latency, Happening::Deliver { from, to, message });
+    }
+
+    /// Whether what leaves `from` arrives at `to`.
+    pub(super) fn path(&self, from: usize, to: usize) -> Path {
+        let apart = self.parts.as_ref().is_some_and(|parts| parts[from] != parts[to]);
+        let target = &self.nodes[to];
+        match (target.up, target.paused || self.nodes[from].paused, apart) {
+            (false, ..) if target.severed => Path::Gone,
+            (false, ..) => Path::Silent,
+            (true, true, _) if target.severed || self.nodes[from].severed => Path::Gone,
+            (true, _, true) if self.parts_severed => Path::Gone,
+            (true, false, false) => Path::Open,
+            (true, ..) => Path::Waiting,
+        }
+    }
+
+    /// What the node's store holds of a content.
+    pub(super) fn stored(&self, n: usize, blob: usize) -> ChunkSet {
+        let mut have = ChunkSet::new();
+        for (index, g) in (0..).zip(self.chunks_of(blob)) {
+            if self.nodes[n].flags[g] & STORED != 0 {
+                have.insert(ChunkIndex(index));
+            }
+        }
+        have
+    }
+
+    pub(super) fn chunks_of(&self, blob: usize) -> std::ops::Range<usize> {
+        self.first[blob]..self.first[blob + 1]
+    }
+
+    pub(super) fn after(&mut self, wait: u64, happening: Happening) {
+        self.at(self.now + wait, happening);
+    }
+
+    pub(super) fn at(&mut self, at: u64, happening: Happening) {
+        self.sequence += 1;
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.happenings.push(None);
+            self.happenings.len() - 1
         });
-        self.nodes[to].flows.insert(id, index);
-        let before = self.nodes[to].by_chunk.insert(chunk, index);
-        assert!(before.is_none(), "seed {}: two flows for chunk {chunk} at node {to}", self.scenario.seed);
-        index
+        self.happenings[slot] = Some(happening);
+        self.queue.push(Reverse((at, self.sequence, slot)));
     }
+}
 
-    /// No queue grows beyond what it is for.
-    fn check_bounds(&self) {
-        for node in self.nodes.iter().filter(|node| node.alive) {
-            let stats = node.swarm.stats();
-            // Leases start whatever else is in the air.
-            let leases = u64::from(self.config.origin_flows) * u64::from(CHUNK_BYTES);
-            assert!(stats.inflight_bytes <= self.config.inflight_bytes + leases, "{stats:?}");
-            assert!(stats.queued_assignments <= 64, "{stats:?}");
-            assert!(stats.uploads <= u64::from(self.config.upload_slots), "{stats:?}");
+/// What becomes of what is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Path {
+    Open,
+    /// It arrives when the partition heals or the node runs on, if the connection lasts.
+    Waiting,
+    /// The node is dead and nobody has noticed.
+    Silent,
+    /// There is no connection, and none can be made.
+    Gone,
+}
+
+impl Node {
+    pub(super) fn new(scenario: &Scenario, n: usize, chunks: usize) -> Self {
+        Self {
+            swarm: Self::machine(scenario, n, 0),
+            up: false,
+            paused: false,
+            pauses: 0,
+            severed: false,
+            incarnation: 0,
+            booted: 0,
+            speed: scenario.speed[n],
+            received: vec![0; chunks],
+            flags: vec![0; chunks],
+            flows: HashMap::new(),
+            progress: vec![Progress::default(); scenario.blobs.len()],
+            last_byte: 0,
+            timer: None,
+            inbox: (0, 0),
         }
     }
 
-    /// Moves the bytes of one step.
-    fn step(&mut self) {
-        if self.now.is_multiple_of(CHECK_US) {
-            self.check_bounds();
-        }
-        self.moving.retain(|flow| !self.flows[*flow].over && self.flows[*flow].moving);
-        let step_bytes = |gbps: f64| gbps * 1e9 / 8.0 * STEP_US as f64 / 1e6;
-        let nodes = self.scenario.nodes;
-        let mut up = vec![step_bytes(self.scenario.link_gbps); nodes];
-        let mut down = vec![step_bytes(self.scenario.link_gbps); nodes];
-        let mut origin = vec![step_bytes(self.scenario.origin_node_gbps); nodes];
-        let mut total = step_bytes(self.scenario.origin_total_gbps);
-        let mut need: Vec<f64> = self.moving.iter().map(|flow| self.available(*flow)).collect();
-        let mut moved = vec![0.0; need.len()];
-        for _ in 0..3 {
-            let (mut ups, mut downs, mut origins, mut all) =
-                (vec![0u32; nodes], vec![0u32; nodes], vec![0u32; nodes], 0u32);
-            for (at, flow) in self.moving.iter().enumerate().filter(|(at, _)| need[*at] > 0.5) {
-                let _ = at;
-                let flow = &self.flows[*flow];
-                downs[flow.to] += 1;
-                match flow.from {
-                    Some(from) => ups[from] += 1,
-                    None => {
-                        origins[flow.to] += 1;
-                        all += 1;
-                    }
-                }
-            }
-            let (up0, down0, origin0, total0) = (up.clone(), down.clone(), origin.clone(), total);
-            for (at, flow) in self.moving.iter().enumerate() {
-                if need[at] <= 0.5 {
-                    continue;
-                }
-                let flow = &self.flows[*flow];
-                let mut share = down0[flow.to] / f64::from(downs[flow.to]);
-                match flow.from {
-                    Some(from) => share = share.min(up0[from] / f64::from(ups[from])),
-                    None => {
-                        share = share
-                            .min(origin0[flow.to] / f64::from(origins[flow.to]))
-                            .min(total0 / f64::from(all));
-                    }
-                }
-                let bytes = share.min(need[at]);
-                need[at] -= bytes;
-                moved[at] += bytes;
-                down[flow.to] -= bytes;
-                match flow.from {
-                    Some(from) => up[from] -= bytes,
-                    None => {
-                        origin[flow.to] -= bytes;
-                        total -= bytes;
-                    }
-                }
-            }
-        }
-        self.book(&moved);
-    }
-
-    /// Bytes that the source has and the destination lacks.
-    fn available(&self, flow: usize) -> f64 {
-        let flow = &self.flows[flow];
-        let here = self.nodes[flow.to].received[flow.chunk as usize];
-        let there = flow.from.map_or(CHUNK_BYTES, |from| self.nodes[from].received[flow.chunk as usize]);
-        f64::from(there.saturating_sub(here))
-    }
-
-    fn book(&mut self, moved: &[f64]) {
-        let mut reports = VecDeque::new();
-        for (at, bytes) in moved.iter().enumerate() {
-            let index = self.moving[at];
-            let (to, chunk, from) = (self.flows[index].to, self.flows[index].chunk, self.flows[index].from);
-            let here = &mut self.nodes[to].received[chunk as usize];
-            let whole = CHUNK_BYTES - *here;
-            *here += (bytes.round() as u32).min(whole);
-            match from {
-                None => self.origin_bytes += bytes.round(),
-                Some(from) if from < self.scenario.warm => self.outcome.sent_by_warm += bytes.round(),
-                Some(_) => {}
-            }
-            if *here == CHUNK_BYTES || *here - self.flows[index].reported >= CHUNK_BYTES / 8 {
-                self.flows[index].reported = *here;
-                reports.push_back((index, *here));
-            }
-        }
-        for (index, received) in reports {
-            let Flow { id, to, chunk, over: false, .. } = self.flows[index] else { continue };
-            if received < CHUNK_BYTES {
-                self.event(to, Event::FlowProgress { flow: id, received });
-                continue;
-            }
-            self.end_flow(index);
-            self.nodes[to].held += 1;
-            let attestation = Attestation { digest: ChunkDigest([chunk as u8; 32]), attester: node_id(to) };
-            self.event(to, Event::FlowDone { flow: id, attestation, kept: true });
-            if self.nodes[to].held == self.scenario.chunks {
-                self.nodes[to].finished = Some(self.now);
-                self.event(to, Event::Close { content: CONTENT });
-            }
-        }
-    }
-
-    fn after(&mut self, wait_us: u64, happening: Happening) {
-        self.next += 1;
-        self.queue.insert((self.now + wait_us, self.next), happening);
-    }
-
-    fn random_below(&mut self, bound: u64) -> u64 {
-        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut x = self.random;
-        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (x ^ (x >> 31)) % bound.max(1)
+    pub(super) fn machine(scenario: &Scenario, n: usize, incarnation: u32) -> Swarm {
+        let seed = scenario.seed * 10_007 + n as u64 + u64::from(incarnation) * 1_000_003;
+        Swarm::new(node_id(n), scenario.config.clone(), seed)
     }
 }
