@@ -1,50 +1,126 @@
-//! The swarm's figures, simulated.
+//! The swarm's figures in virtual time: the shipped state machine on up to 2,000 nodes, against what physics allows.
+//!
+//! ```text
+//! cargo bench --bench swarm -- grid [--nodes 2,8,32] [--only burst] [--json]    the figures, one table
+//! cargo bench --bench swarm -- faults [--seeds 20000] [--from 1] [--large]      random faults, every invariant
+//! cargo bench --bench swarm -- replay 53 [--large]                              one of these histories
+//! cargo bench --bench swarm -- plot [--nodes 2,8,32]                            SVG into benches/figures
+//! ```
+//! A grid up to 2,000 nodes takes tens of minutes of one core, 1,000 seeds some minutes. Add `--profile tests` to use
+//! what the tests have built. What the model leaves out is said in `tests/swarm_simulation/mod.rs`.
 
+#[path = "swarm/figures.rs"]
+mod figures;
+#[path = "swarm/grid.rs"]
+mod grid;
+#[path = "swarm/plot.rs"]
+mod plot;
+#[path = "../tests/swarm_simulation/mod.rs"]
+mod simulation;
+
+use std::panic::catch_unwind;
 use std::process::ExitCode;
 use std::time::Instant;
 
-#[path = "../tests/swarm_simulation/mod.rs"]
-mod swarm_simulation;
+use figures::{Figures, header};
+use simulation::{Mix, World, mixed};
 
-use swarm_simulation::{Mix, Scenario, World, mixed};
+const NODES: &[usize] = &[2, 8, 32, 128, 512, 2_000];
+/// What 2 cores plot in minutes.
+const PLOTTED: &[usize] = &[2, 8, 32, 128];
+const USAGE: &str = "cargo bench --bench swarm -- grid | faults | replay SEED | plot; see benches/swarm.rs";
+
+/// The command line after `--`.
+struct Arguments(Vec<String>);
+
+impl Arguments {
+    fn has(&self, flag: &str) -> bool {
+        self.0.iter().any(|argument| argument == flag)
+    }
+
+    fn value(&self, flag: &str) -> Option<&str> {
+        let at = self.0.iter().position(|argument| argument == flag)?;
+        self.0.get(at + 1).map(String::as_str)
+    }
+
+    fn number(&self, flag: &str, otherwise: u64) -> u64 {
+        self.value(flag).and_then(|value| value.parse().ok()).unwrap_or(otherwise)
+    }
+
+    fn nodes(&self, otherwise: &[usize]) -> Vec<usize> {
+        let given =
+            self.value("--nodes").map(|list| list.split(',').filter_map(|n| n.parse().ok()).collect());
+        given.unwrap_or_else(|| otherwise.to_vec())
+    }
+
+    fn mix(&self) -> Mix {
+        if self.has("--large") { Mix::LARGE } else { Mix::SMALL }
+    }
+}
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let number = |i: usize| args.get(i).and_then(|s| s.parse::<u64>().ok()).unwrap_or(0);
-    let started = Instant::now();
-    match args[0].as_str() {
-        "burst" => {
-            let mut scenario = Scenario::burst(number(1) as usize, number(2) as u32);
-            if args.len() > 3 {
-                scenario.origin_total_gbps = number(3) as f64;
-            }
-            let bound = scenario.bound_s();
-            let o = World::new(scenario).run();
-            println!("last {:.3} bound {bound:.3} ratio {:.4} origin {:.4} msgs/chunk/node {:.2} control {:.5} peak {} rows {} | {:.1} s",
-                o.last_s, o.last_s / bound, o.origin_ratio, o.messages as f64 / (number(1) * number(2)) as f64, o.control_share(), o.peak_messages, o.peak_rows, started.elapsed().as_secs_f64());
-        }
-        "replay" => {
-            let scenario = mixed(number(1), if args.get(2).is_some() { Mix::LARGE } else { Mix::SMALL });
-            println!("{scenario:?}");
-            let bound = scenario.bound_s();
-            let o = World::new(scenario).run();
-            println!("last {:.3} bound {bound:.3} ratio {:.4} again {:?} stall {:.2} | {:.1} s",
-                o.last_s, o.origin_ratio, o.again, o.longest_stall_s, started.elapsed().as_secs_f64());
-        }
-        "seeds" => {
-            let mut failed = 0;
-            for seed in number(1)..number(2) {
-                let t = Instant::now();
-                let r = std::panic::catch_unwind(|| {
-                    let o = World::new(mixed(seed, if args.get(3).is_some() { Mix::LARGE } else { Mix::SMALL })).run();
-                    (o.last_s, o.origin_ratio, o.again, o.longest_stall_s, o.took_s)
-                });
-                failed += u32::from(r.is_err());
-                if let Ok(r) = r { if t.elapsed().as_secs_f64() > 1.0 { println!("seed {seed}: {r:?} {:.2} s", t.elapsed().as_secs_f64()); } }
-            }
-            println!("{failed} failed, {:.1} s", started.elapsed().as_secs_f64());
-        }
-        _ => {}
+    let arguments = Arguments(std::env::args().skip(1).filter(|argument| argument != "--bench").collect());
+    match arguments.0.first().map(String::as_str) {
+        Some("grid") => grid(&arguments),
+        Some("faults") => return faults(&arguments),
+        Some("replay") => return replay(&arguments),
+        Some("plot") => plot::draw(&arguments.nodes(PLOTTED)),
+        // `cargo test --all-targets` runs benches too.
+        _ => println!("nothing to test here; {USAGE}"),
     }
+    ExitCode::SUCCESS
+}
+
+fn grid(arguments: &Arguments) {
+    let json = arguments.has("--json");
+    if !json {
+        println!("{}", header());
+    }
+    for nodes in arguments.nodes(NODES) {
+        for case in grid::cases(nodes) {
+            if arguments.value("--only").is_some_and(|only| !case.name.contains(only)) {
+                continue;
+            }
+            let figures = Figures::of(&case);
+            println!("{}", if json { figures.json() } else { figures.row() });
+        }
+    }
+}
+
+fn faults(arguments: &Arguments) -> ExitCode {
+    let (from, seeds) = (arguments.number("--from", 1), arguments.number("--seeds", 2_000));
+    let (mix, started) = (arguments.mix(), Instant::now());
+    let (mut failed, mut again, mut worst, mut stall) = (Vec::new(), 0, 1.0f64, 0.0f64);
+    for seed in from..from + seeds {
+        match catch_unwind(|| World::new(mixed(seed, mix)).run()) {
+            Ok(outcome) => {
+                again += outcome.again();
+                worst = worst.max(outcome.origin_ratio);
+                stall = stall.max(outcome.longest_stall_s);
+            }
+            Err(_) => failed.push(seed),
+        }
+    }
+    println!(
+        "{seeds} seeds from {from}: {} broke an invariant {failed:?}; {again} chunks fetched again, each for a fault; \
+         worst origin ratio {worst:.3}; longest wait {stall:.1} s; {:.0} s",
+        failed.len(),
+        started.elapsed().as_secs_f64(),
+    );
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn replay(arguments: &Arguments) -> ExitCode {
+    let Some(seed) = arguments.0.get(1).and_then(|seed| seed.parse().ok()) else {
+        println!("{USAGE}");
+        return ExitCode::FAILURE;
+    };
+    let scenario = mixed(seed, arguments.mix());
+    println!("{scenario:#?}");
+    let outcome = World::new(scenario).run();
+    println!(
+        "last {:.3} s, origin ratio {:.4}, fetched again {:?}, longest wait {:.2} s",
+        outcome.last_s, outcome.origin_ratio, outcome.again, outcome.longest_stall_s
+    );
     ExitCode::SUCCESS
 }

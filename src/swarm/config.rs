@@ -7,10 +7,24 @@ use serde::{Deserialize, Serialize};
 /// Cursors that count in one content: readers beyond these are served as the window passes them.
 pub const MAX_CURSORS: usize = 16;
 
+/// Among whom a content is fetched from the origin once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Once per cluster; each other zone gets each chunk across its border once, and hands it round inside.
+    #[default]
+    Cluster,
+    /// Once per zone; no chunk crosses a border. For origins that are free to read within the region while traffic
+    /// between zones is not.
+    Zone,
+}
+
 /// How claims and transfers are paced. The defaults are right for nodes of 1 to 100 Gbit/s in one region.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Among whom a content is fetched from the origin once. The same on all nodes.
+    pub scope: Scope,
     /// Missing chunks, counted from the readers' cursors, that may be asked for at a time. 64 keep chunks almost in
     /// order and cost nothing in completion time.
     pub window_chunks: u32,
@@ -83,6 +97,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            scope: Scope::Cluster,
             window_chunks: 64,
             inflight_bytes: 128 << 20,
             origin_flows: 16,

@@ -28,7 +28,7 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn new(me: NodeId, config: Config, seed: u64) -> Self {
-        let view = View::new(me, config.seed_weight, millis(config.cold_grace_ms));
+        let view = View::new(me, config.seed_weight, millis(config.cold_grace_ms)).within(config.scope);
         Self {
             me,
             now: Time::default(),

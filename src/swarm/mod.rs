@@ -74,7 +74,7 @@ mod time;
 mod timers;
 mod view;
 
-pub use config::{Config, MAX_CURSORS};
+pub use config::{Config, MAX_CURSORS, Scope};
 pub use event::{Action, Admission, Claim, Event, FlowFailure, FlowId};
 pub use machine::Swarm;
 pub use member::{DEFAULT_CAPACITY, MAX_ZONE_BYTES, Member, Zone, ZoneTooLong};

@@ -6,10 +6,13 @@
 //! Only settled members are homes, because until then not everybody knows them. When a whole cluster starts at once,
 //! nobody is settled; then whoever is known at the end of the cold grace is trusted as if it were, and nothing is
 //! granted before: by then all views name the same.
+//!
+//! With the scope of a zone, the nodes of other zones are not in the view: no home, no source, nobody to wait for.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use super::config::Scope;
 use super::member::{DEFAULT_CAPACITY, Member, Zone};
 use super::rng::mix;
 use super::time::Time;
@@ -67,6 +70,7 @@ pub(crate) struct Change {
 #[derive(Debug)]
 pub(crate) struct View {
     me: NodeId,
+    scope: Scope,
     members: BTreeMap<NodeId, Member>,
     synced: Option<Time>,
     /// When somebody was last learnt of.
@@ -86,6 +90,7 @@ impl View {
             Member { id: me, zone: Zone::default(), seed: false, settled: false, capacity: DEFAULT_CAPACITY };
         Self {
             me,
+            scope: Scope::Cluster,
             members: BTreeMap::from([(me, myself)]),
             synced: None,
             last_join: Time::default(),
@@ -98,9 +103,17 @@ impl View {
         }
     }
 
+    pub(crate) fn within(self, scope: Scope) -> Self {
+        Self { scope, ..self }
+    }
+
     pub(crate) fn replace(&mut self, now: Time, members: Vec<Member>, synced: bool) -> Change {
         let before = std::mem::take(&mut self.members);
-        self.members = members.into_iter().map(|member| (member.id, member)).collect();
+        let zone = members.iter().find(|member| member.id == self.me).map(|member| member.zone.clone());
+        let within = |member: &Member| {
+            self.scope == Scope::Cluster || zone.as_ref().is_none_or(|zone| *zone == member.zone)
+        };
+        self.members = members.into_iter().filter(within).map(|member| (member.id, member)).collect();
         if let Some(myself) = before.get(&self.me) {
             self.members.entry(self.me).or_insert_with(|| myself.clone());
         }
@@ -382,6 +395,16 @@ mod tests {
             true,
         );
         assert!(share(&view, 1) > 0 && share(&view, 4) > 0);
+    }
+
+    #[test]
+    fn with_the_scope_of_a_zone_the_other_zones_do_not_exist() {
+        let zoned = |n, zone: &str| Member { zone: Zone::new(zone).unwrap(), ..member(n, 10, false) };
+        let mut view = View::new(node(1), 4, Duration::from_millis(250)).within(Scope::Zone);
+        view.replace(Time(0), vec![zoned(1, "a"), zoned(2, "a"), zoned(3, "b")], true);
+        assert!(share(&view, 1) > 0 && share(&view, 2) > 0);
+        assert_eq!(share(&view, 3), 0);
+        assert!(!view.is_reachable(node(3)));
     }
 
     #[test]

@@ -23,6 +23,12 @@ impl World {
         }
         match fault {
             Fault::Crash(n) => self.crash(n),
+            Fault::CrashHome => {
+                let leases = |n: &usize| self.nodes[*n].swarm.stats().leases;
+                if let Some(home) = (0..self.nodes.len()).filter(|n| self.nodes[*n].up).max_by_key(leases) {
+                    self.crash(home);
+                }
+            }
             Fault::Restart { node, keep } => self.restart(node, keep),
             Fault::Pause(n) => self.pause(n),
             Fault::Resume(n) => self.resume(n),
@@ -55,7 +61,8 @@ impl World {
             return;
         }
         self.ledger.crashes += 1;
-        let mine: Vec<usize> = (0..self.flows.len()).filter(|f| !self.flows[*f].over && self.flows[*f].to == n).collect();
+        let mine: Vec<usize> =
+            (0..self.flows.len()).filter(|f| !self.flows[*f].over && self.flows[*f].to == n).collect();
         for flow in mine {
             self.end_flow(flow);
         }
@@ -63,6 +70,7 @@ impl World {
         node.up = false;
         node.paused = false;
         node.severed = false;
+        node.died = Some(self.now);
         node.incarnation += 1;
         let incarnation = node.incarnation;
         for g in 0..self.nodes[n].flags.len() {
@@ -71,6 +79,7 @@ impl World {
             }
         }
         self.stop_gossip(n);
+        self.plan_detection(n);
         self.after(self.scenario.break_after, Happening::Broken { node: n, incarnation });
         self.recount();
     }
@@ -180,7 +189,8 @@ impl World {
     }
 
     fn evict(&mut self, n: usize, blob: usize) {
-        let reading = self.nodes[n].progress[blob].opened.is_some() && self.nodes[n].progress[blob].finished.is_none();
+        let reading =
+            self.nodes[n].progress[blob].opened.is_some() && self.nodes[n].progress[blob].finished.is_none();
         if !self.nodes[n].up || reading || self.nodes[n].progress[blob].held == 0 {
             return;
         }
@@ -245,7 +255,8 @@ impl World {
             return;
         }
         let broken = |flow: &Flow| !flow.over && flow.to == at && flow.from == Some(who);
-        let mut flows: Vec<usize> = self.nodes[at].flows.values().copied().filter(|f| broken(&self.flows[*f])).collect();
+        let mut flows: Vec<usize> =
+            self.nodes[at].flows.values().copied().filter(|f| broken(&self.flows[*f])).collect();
         flows.sort_unstable();
         for flow in flows {
             self.fail(flow, FlowFailure::Broken);

@@ -61,7 +61,11 @@ impl Ledger {
             fetching: vec![Vec::new(); chunks],
             fetches: vec![0; chunks],
             again: BTreeMap::new(),
-            disturbed_until: if scenario.loss > 0 || scenario.jitter > scenario.latency { u64::MAX } else { 0 },
+            disturbed_until: if scenario.loss > 0 || scenario.jitter > scenario.latency {
+                u64::MAX
+            } else {
+                0
+            },
             converging_until: 0,
             crashes: 0,
             partitions: 0,
@@ -117,7 +121,8 @@ impl World {
         }
         let holds = |n: &usize| self.nodes[*n].up && self.nodes[*n].flags[g] & STORED != 0;
         let near = |n: usize| !self.nodes[n].paused && self.parts.as_ref().is_none_or(|p| p[n] == p[to]);
-        let in_reach = (0..self.nodes.len()).filter(holds).any(near) || ledger.fetching[g].iter().any(|n| near(*n));
+        let in_reach =
+            (0..self.nodes.len()).filter(holds).any(near) || ledger.fetching[g].iter().any(|n| near(*n));
         if !in_reach {
             return Some(Cause::OutOfReach);
         }
@@ -221,14 +226,18 @@ impl World {
         ];
         for (cause, limit) in limits {
             if count(cause) > limit {
-                self.fail_run(&format!("{} fetches are explained by {cause:?}; at most {limit} can be", count(cause)));
+                self.fail_run(&format!(
+                    "{} fetches are explained by {cause:?}; at most {limit} can be",
+                    count(cause)
+                ));
             }
         }
     }
 
     /// Messages per chunk and node, and with each fault's share of questions and of repetitions while it lasts.
     fn check_messages(&self) {
-        let chunks: f64 = self.scenario.pulls.iter().map(|p| f64::from(self.scenario.blobs[p.blob].chunks)).sum();
+        let chunks: f64 =
+            self.scenario.pulls.iter().map(|p| f64::from(self.scenario.blobs[p.blob].chunks)).sum();
         let stripes: f64 = self.scenario.blobs.iter().map(|b| f64::from(b.chunks.div_ceil(64))).sum();
         let nodes = self.nodes.len() as f64;
         let faults = self.scenario.faults.len() as f64;
@@ -236,23 +245,47 @@ impl World {
         // themselves twice a second for each of the stripes in their window.
         let asked = stripes * (4.0 * 32.0 + faults * nodes * 4.0);
         let waited = nodes * self.scenario.blobs.len() as f64 * 24.0 * self.now as f64 / 1e6;
-        let limit = 4.0 * chunks + asked + waited + 1_000.0;
+        let limit = 6.0 * chunks + asked + waited + 1_000.0;
         if self.outcome.messages as f64 > limit {
             self.fail_run(&format!("{} messages; at most {limit:.0} are needed", self.outcome.messages));
         }
     }
 
+    /// A node's part of the story, for who debugs a seed.
+    fn story(&self, n: usize) -> String {
+        let node = &self.nodes[n];
+        let missing: Vec<usize> =
+            (0..node.flags.len()).filter(|g| node.flags[*g] & STORED == 0).take(16).collect();
+        let mut flows: Vec<&Flow> = node.flows.values().map(|flow| &self.flows[*flow]).collect();
+        flows.sort_by_key(|flow| flow.g);
+        let flows: Vec<_> =
+            flows.iter().take(16).map(|f| (f.g, f.from, f.admitted, node.received[f.g])).collect();
+        format!(
+            "node {n}: up {} paused {} missing {missing:?}, transfers (chunk, from, admitted, received) {flows:?}\n    {:?}",
+            node.up,
+            node.paused,
+            node.swarm.stats(),
+        )
+    }
+
     /// Ends a run that broke an invariant.
     pub(super) fn fail_run(&self, what: &str) -> ! {
-        let held: Vec<_> = self.nodes.iter().map(|n| n.progress.iter().map(|p| p.held).sum::<u32>()).collect();
-        let faults: Vec<&(u64, Fault)> = self.scenario.faults.iter().filter(|(at, _)| *at <= self.now).collect();
+        let held: Vec<_> =
+            self.nodes.iter().map(|n| n.progress.iter().map(|p| p.held).sum::<u32>()).collect();
+        let faults: Vec<&(u64, Fault)> =
+            self.scenario.faults.iter().filter(|(at, _)| *at <= self.now).collect();
+        let unfinished =
+            |n: &usize| self.nodes[*n].progress.iter().any(|p| p.opened.is_some() && p.finished.is_none());
+        let stories: Vec<_> =
+            (0..self.nodes.len()).filter(unfinished).take(4).map(|n| self.story(n)).collect();
         panic!(
-            "seed {} at {:.3} s: {what}\n  {} nodes, {} contents, faults so far {faults:?}\n  held {held:?}\n  \
+            "seed {} at {:.3} s: {what}\n  {} nodes, {} contents, faults so far {faults:?}\n  held {held:?}\n  {}\n  \
              replay: cargo bench --bench swarm -- replay {}",
             self.scenario.seed,
             self.now as f64 / 1e6,
             self.nodes.len(),
             self.scenario.blobs.len(),
+            stories.join("\n  "),
             self.scenario.seed,
         )
     }

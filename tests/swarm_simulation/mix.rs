@@ -64,7 +64,8 @@ fn starts(scenario: &mut Scenario, random: &mut Random) {
     for node in 0..nodes {
         let begin = SETTLED_BY + random.below(spread + 1);
         let newcomer = node >= nodes - newcomers;
-        scenario.boots[node] = if newcomer { begin.saturating_sub(random.below(SECOND)) } else { random.below(SECOND) };
+        scenario.boots[node] =
+            if newcomer { begin.saturating_sub(random.below(SECOND)) } else { random.below(SECOND) };
         begins.push(begin);
     }
     for pull in &mut scenario.pulls {

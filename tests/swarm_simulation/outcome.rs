@@ -33,7 +33,8 @@ pub(crate) struct Outcome {
     pub(crate) peak_rows: u64,
     /// Longest time that a waiting node went without a byte, in seconds.
     pub(crate) longest_stall_s: f64,
-    /// Longest time that a reader's next chunk was not there while its node ran, in seconds, after its first byte.
+    /// Share of its content that each pull had without a gap from the start when it had half of it; at best 0.5.
+    pub(crate) prefixes: Vec<f64>,
     pub(crate) stats: Vec<Stats>,
     /// Seconds, and each node's share of all it pulls.
     pub(crate) samples: Vec<(f64, Vec<f32>)>,
@@ -52,6 +53,11 @@ impl Outcome {
         seconds.sort_by(f64::total_cmp);
         let at = (q * (seconds.len().max(1) - 1) as f64).round() as usize;
         seconds.get(at).copied().unwrap_or(f64::NAN)
+    }
+
+    /// Mean over the pulls.
+    pub(crate) fn prefix_at_half(&self) -> f64 {
+        self.prefixes.iter().sum::<f64>() / self.prefixes.len().max(1) as f64
     }
 
     pub(crate) fn again(&self) -> u32 {

@@ -40,8 +40,13 @@ pub(crate) enum Views {
 pub(crate) enum Fault {
     /// SIGKILL.
     Crash(usize),
+    /// The same, of the node that keeps the most leases then.
+    CrashHome,
     /// The daemon starts again, with the chunks it had stored or with an empty disk, and its readers with it.
-    Restart { node: usize, keep: bool },
+    Restart {
+        node: usize,
+        keep: bool,
+    },
     /// SIGSTOP and SIGCONT.
     Pause(usize),
     Resume(usize),
@@ -53,9 +58,15 @@ pub(crate) enum Fault {
     /// It answers this many of 100 with an error that is no request to slow down.
     Break(u32),
     /// The store drops the content.
-    Evict { node: usize, blob: usize },
+    Evict {
+        node: usize,
+        blob: usize,
+    },
     /// The node's links run at this share of their rate.
-    Slow { node: usize, percent: u32 },
+    Slow {
+        node: usize,
+        percent: u32,
+    },
 }
 
 /// What a run is made of. Rates in Gbit/s, times in microseconds.

@@ -28,7 +28,14 @@ pub(super) struct Flow {
 }
 
 impl World {
-    pub(super) fn fetch_from_peer(&mut self, to: usize, from: usize, id: FlowId, key: ContentKey, chunk: ChunkIndex) {
+    pub(super) fn fetch_from_peer(
+        &mut self,
+        to: usize,
+        from: usize,
+        id: FlowId,
+        key: ContentKey,
+        chunk: ChunkIndex,
+    ) {
         let flow = self.start(to, Some(from), id, key, chunk);
         self.after(self.scenario.latency, Happening::Request { flow });
     }
@@ -60,7 +67,14 @@ impl World {
         }
     }
 
-    fn start(&mut self, to: usize, from: Option<usize>, id: FlowId, key: ContentKey, chunk: ChunkIndex) -> usize {
+    fn start(
+        &mut self,
+        to: usize,
+        from: Option<usize>,
+        id: FlowId,
+        key: ContentKey,
+        chunk: ChunkIndex,
+    ) -> usize {
         let mut head = [0; 8];
         head.copy_from_slice(&key.0[..8]);
         let blob = u64::from_le_bytes(head) as usize;
@@ -101,7 +115,9 @@ impl World {
                 self.after(latency, Happening::Begin { flow });
             }
             Admission::Busy => self.after(latency, Happening::Fail { flow, reason: FlowFailure::Busy }),
-            Admission::NotFound => self.after(latency, Happening::Fail { flow, reason: FlowFailure::NotFound }),
+            Admission::NotFound => {
+                self.after(latency, Happening::Fail { flow, reason: FlowFailure::NotFound })
+            }
         }
     }
 
@@ -152,7 +168,13 @@ impl World {
             if need > 0 {
                 let Flow { from, to, .. } = self.flows[*flow];
                 let from = from.map_or(ORIGIN, |from| from as u32);
-                demands.push(Demand { flow: *flow as u32, from, to: to as u32, need: f64::from(need), moved: 0.0 });
+                demands.push(Demand {
+                    flow: *flow as u32,
+                    from,
+                    to: to as u32,
+                    need: f64::from(need),
+                    moved: 0.0,
+                });
             }
         }
         let bytes = |gbps: f64| gbps * 1e9 / 8.0 * self.scenario.step as f64 / 1e6;
@@ -178,7 +200,9 @@ impl World {
         let there = match from {
             None if self.nodes[to].paused => 0,
             None => self.scenario.blobs[blob].chunk_bytes,
-            Some(from) if self.path(from, to) == Path::Open && self.nodes[from].up => self.nodes[from].received[g],
+            Some(from) if self.path(from, to) == Path::Open && self.nodes[from].up => {
+                self.nodes[from].received[g]
+            }
             Some(_) => 0,
         };
         there.saturating_sub(here)
@@ -243,10 +267,14 @@ impl World {
         }
         let attestation = Attestation { digest: ChunkDigest([g as u8; 32]), attester: node_id(to) };
         self.event(to, Event::FlowDone { flow: id, attestation, kept: true });
-        if self.nodes[to].progress[blob].held == self.scenario.blobs[blob].chunks {
+        let (held, chunks) = (self.nodes[to].progress[blob].held, self.scenario.blobs[blob].chunks);
+        if held == chunks {
             self.finished(to, blob);
         } else if self.nodes[to].progress[blob].cursor == chunk {
             self.read_on(to, blob);
+        }
+        if held == chunks.div_ceil(2) {
+            self.outcome.prefixes.push(f64::from(self.nodes[to].progress[blob].cursor) / f64::from(chunks));
         }
     }
 

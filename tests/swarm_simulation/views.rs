@@ -39,7 +39,11 @@ impl Gossip {
 }
 
 pub(super) fn zone(scenario: &Scenario, n: usize) -> Zone {
-    if scenario.zones > 1 { Zone::new(&format!("zone-{}", n % scenario.zones)).unwrap() } else { Zone::default() }
+    if scenario.zones > 1 {
+        Zone::new(&format!("zone-{}", n % scenario.zones)).unwrap()
+    } else {
+        Zone::default()
+    }
 }
 
 impl World {
@@ -67,9 +71,6 @@ impl World {
             let learns = self.learns(n, other, lag);
             moments.insert(learns.next_multiple_of(step));
             moments.insert((learns + SETTLE).next_multiple_of(step));
-            for crashed in self.crash_of(other) {
-                moments.insert((crashed + DETECT + self.lag(n, other, lag)).next_multiple_of(step));
-            }
         }
         let now = self.now;
         for at in moments.into_iter().filter(|at| *at > now) {
@@ -77,9 +78,13 @@ impl World {
         }
     }
 
-    fn crash_of(&self, node: usize) -> Option<u64> {
-        let crash = |fault: &super::Fault| matches!(fault, super::Fault::Crash(who) if *who == node);
-        self.scenario.faults.iter().find(|(_, fault)| crash(fault)).map(|(at, _)| *at)
+    /// The others forget a dead node in their own time; the shipped membership finds out by itself.
+    pub(super) fn plan_detection(&mut self, dead: usize) {
+        if let Views::Lag(lag) = self.scenario.views {
+            for n in (0..self.nodes.len()).filter(|n| *n != dead) {
+                self.after(DETECT + self.lag(n, dead, lag), Happening::View(n));
+            }
+        }
     }
 
     fn lag(&self, n: usize, other: usize, lag: u64) -> u64 {
@@ -108,10 +113,13 @@ impl World {
             return;
         };
         let learns = |other| self.learns(n, other, lag).next_multiple_of(step);
-        let gone = |other| self.crash_of(other).is_some_and(|at| at + DETECT + self.lag(n, other, lag) <= self.now);
+        let gone = |other: usize| {
+            self.nodes[other].died.is_some_and(|at| at + DETECT + self.lag(n, other, lag) <= self.now)
+        };
         let knows = |other: &usize| *other == n || (!gone(*other) && learns(*other) <= self.now);
         let settled = |other: usize| {
-            boots[other] + SETTLE <= boots[n] || self.learns(n, other, lag).next_multiple_of(step) + SETTLE <= self.now
+            boots[other] + SETTLE <= boots[n]
+                || self.learns(n, other, lag).next_multiple_of(step) + SETTLE <= self.now
         };
         let members: Vec<Member> =
             (0..self.nodes.len()).filter(knows).map(|other| self.member(other, settled(other))).collect();
@@ -127,7 +135,8 @@ impl World {
     fn identity(&self, n: usize, boot: u64) -> NodeIdentity {
         let addr = SocketAddr::from(([10, 0, (n / 250) as u8, (n % 250) as u8], 5_103));
         let (seed, capacity) = (self.scenario.seeds[n], self.scenario.capacity[n]);
-        NodeIdentity::new(&node_name(n), addr, 1 + boot / 1_000, zone(&self.scenario, n), seed, capacity).unwrap()
+        NodeIdentity::new(&node_name(n), addr, 1 + boot / 1_000, zone(&self.scenario, n), seed, capacity)
+            .unwrap()
     }
 
     fn begin_gossip(&mut self, n: usize) {
@@ -157,7 +166,8 @@ impl World {
             }
         }
         self.drain_gossip(n);
-        let company = self.gossip.as_ref().and_then(|g| g.members[n].as_ref()).is_some_and(Membership::has_company);
+        let company =
+            self.gossip.as_ref().and_then(|g| g.members[n].as_ref()).is_some_and(Membership::has_company);
         let wait = if company { INTRODUCE } else { INTRODUCE_ALONE };
         self.after(wait, Happening::Introduce { node: n, incarnation });
     }
@@ -181,7 +191,9 @@ impl World {
         if self.path(from, to) != Path::Open {
             return;
         }
-        let Some(membership) = self.gossip.as_mut().and_then(|gossip| gossip.members[to].as_mut()) else { return };
+        let Some(membership) = self.gossip.as_mut().and_then(|gossip| gossip.members[to].as_mut()) else {
+            return;
+        };
         if let Err(error) = membership.handle_datagram(Time(self.now), node_id(from), bytes) {
             self.fail_run(&format!("node {to} refuses a packet of node {from}: {error}"));
         }
@@ -194,7 +206,9 @@ impl World {
             return;
         }
         gossip.timers[n] = None;
-        if let Some(membership) = gossip.members[n].as_mut().filter(|_| self.nodes[n].up && !self.nodes[n].paused) {
+        if let Some(membership) =
+            gossip.members[n].as_mut().filter(|_| self.nodes[n].up && !self.nodes[n].paused)
+        {
             membership.handle_timeout(Time(self.now));
             self.drain_gossip(n);
         }
@@ -202,7 +216,9 @@ impl World {
 
     pub(super) fn drain_gossip(&mut self, n: usize) {
         let (mut changed, mut packets) = (false, Vec::new());
-        let Some(membership) = self.gossip.as_mut().and_then(|gossip| gossip.members[n].as_mut()) else { return };
+        let Some(membership) = self.gossip.as_mut().and_then(|gossip| gossip.members[n].as_mut()) else {
+            return;
+        };
         while let Some(action) = membership.poll_action() {
             match action {
                 MembershipAction::Changed => changed = true,
@@ -221,7 +237,9 @@ impl World {
         }
         if let Some(gossip) = &mut self.gossip {
             gossip.synced[n] |= changed && company;
-            if let Some(at) = due.map(|at| at.0.max(self.now)).filter(|at| gossip.timers[n].is_none_or(|t| *at < t)) {
+            if let Some(at) =
+                due.map(|at| at.0.max(self.now)).filter(|at| gossip.timers[n].is_none_or(|t| *at < t))
+            {
                 gossip.timers[n] = Some(at);
                 self.at(at, Happening::Gossip(n));
             }
@@ -253,4 +271,3 @@ impl World {
         }
     }
 }
-

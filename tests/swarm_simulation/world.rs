@@ -27,28 +27,60 @@ const DIAL: u64 = 3 * SECOND;
 /// What is going to happen.
 #[derive(Debug)]
 pub(super) enum Happening {
-    Deliver { from: usize, to: usize, message: Message },
-    Packet { from: usize, to: usize, bytes: bytes::Bytes },
+    Deliver {
+        from: usize,
+        to: usize,
+        message: Message,
+    },
+    Packet {
+        from: usize,
+        to: usize,
+        bytes: bytes::Bytes,
+    },
     Timer(usize),
     Boot(usize),
     Pull(usize),
     View(usize),
     Gossip(usize),
-    Introduce { node: usize, incarnation: u32 },
-    Alone { node: usize, incarnation: u32 },
+    Introduce {
+        node: usize,
+        incarnation: u32,
+    },
+    Alone {
+        node: usize,
+        incarnation: u32,
+    },
     Fault(usize),
     /// The dead node's connections break, unless it lives again.
-    Broken { node: usize, incarnation: u32 },
+    Broken {
+        node: usize,
+        incarnation: u32,
+    },
     /// The paused node's connections break, unless it runs again.
-    Stalled { node: usize, pauses: u32 },
+    Stalled {
+        node: usize,
+        pauses: u32,
+    },
     /// Connections between the parts break, unless they are healed.
-    Severed { partitions: u32 },
-    PeerLost { at: usize, who: usize },
+    Severed {
+        partitions: u32,
+    },
+    PeerLost {
+        at: usize,
+        who: usize,
+    },
     /// A chunk request reaches the source.
-    Request { flow: usize },
+    Request {
+        flow: usize,
+    },
     /// The first bytes may move.
-    Begin { flow: usize },
-    Fail { flow: usize, reason: FlowFailure },
+    Begin {
+        flow: usize,
+    },
+    Fail {
+        flow: usize,
+        reason: FlowFailure,
+    },
 }
 
 /// One node's part in one content.
@@ -71,6 +103,7 @@ pub(super) struct Node {
     pub(super) severed: bool,
     pub(super) incarnation: u32,
     pub(super) booted: u64,
+    pub(super) died: Option<u64>,
     pub(super) speed: f64,
     /// Bytes of each chunk that are here, all contents one after the other.
     pub(super) received: Vec<u32>,
@@ -145,7 +178,8 @@ impl World {
             .collect();
         let mut first = vec![0];
         blobs.iter().for_each(|blob| first.push(first[first.len() - 1] + blob.chunks as usize));
-        let nodes: Vec<_> = (0..scenario.nodes()).map(|n| Node::new(&scenario, n, first[blobs.len()])).collect();
+        let nodes: Vec<_> =
+            (0..scenario.nodes()).map(|n| Node::new(&scenario, n, first[blobs.len()])).collect();
         let ledger = Ledger::new(&scenario, first[blobs.len()]);
         let mut world = Self {
             layouts,
@@ -230,7 +264,9 @@ impl World {
     }
 
     fn happen_until(&mut self, until: u64) {
-        while let Some(Reverse((at, _, slot))) = self.queue.peek().copied().filter(|Reverse((at, ..))| *at <= until) {
+        while let Some(Reverse((at, _, slot))) =
+            self.queue.peek().copied().filter(|Reverse((at, ..))| *at <= until)
+        {
             self.queue.pop();
             self.free.push(slot);
             self.now = self.now.max(at);
@@ -248,7 +284,8 @@ impl World {
         if self.scenario.sample > 0 && self.now >= self.next_sample {
             self.next_sample = self.now + self.scenario.sample;
             let chunks = self.first[self.scenario.blobs.len()] as f32;
-            let shares = self.nodes.iter().map(|n| n.progress.iter().map(|p| p.held as f32).sum::<f32>() / chunks);
+            let shares =
+                self.nodes.iter().map(|n| n.progress.iter().map(|p| p.held as f32).sum::<f32>() / chunks);
             self.outcome.samples.push((self.now as f64 / 1e6, shares.collect()));
         }
         if self.now > self.scenario.limit {
@@ -357,7 +394,8 @@ impl World {
         let chunks = self.chunks_of(blob);
         let node = &mut self.nodes[n];
         let from = node.progress[blob].cursor as usize;
-        let passed = node.flags[chunks.start + from..chunks.end].iter().take_while(|flags| **flags & STORED != 0);
+        let passed =
+            node.flags[chunks.start + from..chunks.end].iter().take_while(|flags| **flags & STORED != 0);
         let cursor = (from + passed.count()) as u32;
         node.progress[blob].cursor = cursor;
         let wanted = ChunkSet::full(&self.layouts[blob]);
@@ -517,6 +555,7 @@ impl Node {
             severed: false,
             incarnation: 0,
             booted: 0,
+            died: None,
             speed: scenario.speed[n],
             received: vec![0; chunks],
             flags: vec![0; chunks],

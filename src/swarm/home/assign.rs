@@ -23,14 +23,14 @@ const PARTIAL_HANDICAP: u32 = 32;
 /// before the others are heard.
 const RAMP_LEASES: u32 = 2;
 /// Several message latencies.
-pub(super) const RAMP_STEP: Duration = Duration::from_millis(5);
+const RAMP_STEP: Duration = Duration::from_millis(5);
 
 /// What can be said about sources of one chunk for one requester.
 enum Choice {
     /// Best first.
     Peers(Vec<RowId>),
-    /// There are sources, but none has capacity now.
-    Full,
+    /// There are sources, but none has capacity now; one that was passed over for failing is tried again then.
+    Full { until: Option<Time> },
     /// No reachable node has it or gets it from one that has.
     Nobody,
 }
@@ -56,14 +56,21 @@ impl Grants {
     }
 }
 
-/// Assignments for one requester, taken into the table. The flag says that waiting a ramp step will bring more.
+/// What one requester gets.
+pub(super) struct Assigned {
+    pub(super) assignments: Vec<Assignment>,
+    /// There may be more then, although nothing else happens.
+    pub(super) more_at: Option<Time>,
+}
+
+/// Assignments for one requester, taken into the table.
 pub(super) fn assign(
     stripe: &mut Stripe,
     core: &mut Core,
     budget: &mut Budget,
     grants: &Grants,
     id: RowId,
-) -> (Vec<Assignment>, bool) {
+) -> Assigned {
     stripe.judge(core.view.epoch(), |node| Standing {
         member: core.view.member(node).cloned(),
         zone: core.view.member(node).map_or(0, |member| fingerprint(&member.zone)),
@@ -72,14 +79,16 @@ pub(super) fn assign(
     });
     let mut assignments = Vec::new();
     let ramping = grants.allowed && lease(stripe, core, budget, grants, id, &mut assignments);
-    pull(stripe, core, id, &mut assignments);
+    let ramp = ramping.then(|| core.now + RAMP_STEP);
+    let sweet = pull(stripe, core, id, &mut assignments);
     let number = stripe.row(id).answers.wrapping_add(1);
     let now = core.now;
     let sent = assignments.iter().map(|assignment| Sent { number, bit: assignment.bit, at: now });
     stripe.row_mut(id).sent.extend(sent);
-    (assignments, ramping)
+    Assigned { assignments, more_at: [ramp, sweet].into_iter().flatten().min() }
 }
 
+/// The flag says that waiting a ramp step will bring more.
 fn lease(
     stripe: &mut Stripe,
     core: &mut Core,
@@ -111,7 +120,9 @@ fn lease(
     false
 }
 
-fn pull(stripe: &mut Stripe, core: &mut Core, id: RowId, assignments: &mut Vec<Assignment>) {
+/// Says when a source that was passed over for failing is tried again, if that kept a chunk back.
+fn pull(stripe: &mut Stripe, core: &mut Core, id: RowId, assignments: &mut Vec<Assignment>) -> Option<Time> {
+    let mut sweet: Option<Time> = None;
     for bit in pull_order(stripe, core, id) {
         if stripe.row(id).room == 0 {
             break;
@@ -124,17 +135,22 @@ fn pull(stripe: &mut Stripe, core: &mut Core, id: RowId, assignments: &mut Vec<A
                 let digest = stripe.chunk(bit).digest;
                 assignments.push(Assignment { bit, source: Source::Peers { candidates, digest } });
             }
-            Choice::Full => stripe.saturated |= 1 << bit,
+            Choice::Full { until: None } => stripe.saturated.mark(stripe.row(id).standing.zone, bit),
+            // Time alone frees this one, and nothing would clear the mark.
+            Choice::Full { until: Some(until) } => {
+                sweet = Some(sweet.map_or(until, |sweet| sweet.min(until)))
+            }
             Choice::Nobody => {}
         }
     }
+    sweet
 }
 
 /// A reader's chunks in order, then those with the fewest sources, ties at random. Chunks that nobody holds whole come
 /// last: whoever attaches to one is bound to the pace of its origin fetch, and room is scarce.
 fn pull_order(stripe: &Stripe, core: &mut Core, id: RowId) -> Vec<u8> {
     let row = stripe.row(id);
-    let possible = row.want & !stripe.saturated;
+    let possible = row.want & !stripe.saturated.for_zone(row.standing.zone);
     let salt = core.rng.next();
     let mut rest: Vec<u8> = bits(possible & !row.urgent).collect();
     rest.sort_by_cached_key(|bit| {
@@ -167,37 +183,73 @@ fn has_source(stripe: &Stripe, bit: u8, child: RowId) -> bool {
     stripe.chunk(bit).sources.iter().any(|source| stripe.is_fed(bit, *source, child))
 }
 
-/// How good a source is, less being better: late with its answers, in another zone, to be spared, loaded.
-type Score = (bool, bool, bool, u32);
+/// How good a source is, less being better: late with its answers, to be spared, loaded.
+type Score = (bool, bool, u32);
 
 fn choose(stripe: &Stripe, core: &mut Core, bit: u8, child: RowId) -> Choice {
-    let chunk = stripe.chunk(bit);
-    if chunk.sources.is_empty() {
+    let sources = &stripe.chunk(bit).sources;
+    if sources.is_empty() {
         return Choice::Nobody;
     }
-    let start = core.rng.below(chunk.sources.len());
-    let rotated = chunk.sources[start..].iter().chain(&chunk.sources[..start]).copied();
-    let (mut anyone, mut scored) = (false, Vec::<(Score, RowId)>::new());
-    for (looked, source) in rotated.enumerate() {
-        if looked >= SAMPLED_SOURCES && anyone {
+    let start = core.rng.below(sources.len());
+    let rotated = || sources[start..].iter().chain(&sources[..start]).copied();
+    let zone = stripe.row(child).standing.zone;
+    // The first to get a chunk into a zone is its gateway: the others wait for it rather than cross the border too,
+    // unless it is in trouble.
+    let near = look(stripe, core, bit, child, rotated().filter(|id| stripe.row(*id).standing.zone == zone));
+    if near.serves || !near.scored.is_empty() {
+        return near.choice();
+    }
+    let afar = look(stripe, core, bit, child, rotated().filter(|id| stripe.row(*id).standing.zone != zone));
+    if afar.anyone { afar.choice() } else { near.choice() }
+}
+
+/// What some sources of a chunk are like.
+#[derive(Default)]
+struct Look {
+    anyone: bool,
+    /// One of them is in order, be it busy.
+    serves: bool,
+    scored: Vec<(Score, RowId)>,
+    /// When the first of those that failed is tried again.
+    until: Option<Time>,
+}
+
+impl Look {
+    /// Best first.
+    fn choice(mut self) -> Choice {
+        self.scored.sort_by_key(|(score, _)| *score);
+        match (self.anyone, self.scored.is_empty()) {
+            (false, _) => Choice::Nobody,
+            (true, true) => Choice::Full { until: self.until },
+            (true, false) => Choice::Peers(self.scored.into_iter().map(|(_, source)| source).collect()),
+        }
+    }
+}
+
+fn look(stripe: &Stripe, core: &Core, bit: u8, child: RowId, sources: impl Iterator<Item = RowId>) -> Look {
+    let mut look = Look::default();
+    for (looked, source) in sources.enumerate() {
+        if looked >= SAMPLED_SOURCES && look.anyone {
             break;
         }
         if !stripe.is_fed(bit, source, child) {
             continue;
         }
-        anyone = true;
-        scored.extend(score(stripe, core, bit, source, child).map(|score| (score, source)));
+        look.anyone = true;
+        let row = stripe.row(source);
+        if row.sour_until > core.now {
+            look.until = Some(look.until.map_or(row.sour_until, |until| until.min(row.sour_until)));
+            continue;
+        }
+        look.serves |= row.standing.prompt;
+        look.scored.extend(score(stripe, core, bit, source).map(|score| (score, source)));
     }
-    scored.sort_by_key(|(score, _)| *score);
-    match (anyone, scored.is_empty()) {
-        (false, _) => Choice::Nobody,
-        (true, true) => Choice::Full,
-        (true, false) => Choice::Peers(scored.into_iter().map(|(_, source)| source).collect()),
-    }
+    look
 }
 
 /// `None` when the source has no capacity for this requester now.
-fn score(stripe: &Stripe, core: &Core, bit: u8, source: RowId, child: RowId) -> Option<Score> {
+fn score(stripe: &Stripe, core: &Core, bit: u8, source: RowId) -> Option<Score> {
     let (chunk, row) = (stripe.chunk(bit), stripe.row(source));
     let member = row.standing.member.as_ref()?;
     let complete = row.have >> bit & 1 == 1;
@@ -212,13 +264,12 @@ fn score(stripe: &Stripe, core: &Core, bit: u8, source: RowId, child: RowId) -> 
         (false, false) => core.config.fanout,
     };
     let open = row.serving < scaled(slots, member) && children < most_children;
-    if !open || row.sour_until > core.now {
+    if !open {
         return None;
     }
-    let afar = stripe.row(child).standing.zone != row.standing.zone;
     let load = row.serving * 64 * u32::from(DEFAULT_CAPACITY) / u32::from(member.capacity.max(1));
     let late = !row.standing.prompt;
-    Some((late, afar, spared, load + if complete { 0 } else { PARTIAL_HANDICAP }))
+    Some((late, spared, load + if complete { 0 } else { PARTIAL_HANDICAP }))
 }
 
 /// Zones are compared with every source of every assignment; two that share a fingerprint would only cost preference.

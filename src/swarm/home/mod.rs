@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub(crate) use self::assign::scaled;
-use self::assign::{Grants, RAMP_STEP, assign};
+use self::assign::{Assigned, Grants, assign};
 use self::budget::Budget;
 use self::handover::{Promise, Recovery};
 pub(crate) use self::stripe::bits;
@@ -237,10 +237,10 @@ impl Home {
         let grants = Grants { allowed, opened: known.opened };
         let budget = self.budgets.entry(key.content).or_insert_with(|| Budget::new(ceiling));
         budget.leases = leases;
-        let (assignments, ramping) = assign(&mut known.stripe, core, budget, &grants, id);
+        let Assigned { assignments, more_at } = assign(&mut known.stripe, core, budget, &grants, id);
         let paused_until = budget.paused_until();
-        if ramping {
-            core.timers.set_by(Timer::Stripe(key), core.now + RAMP_STEP);
+        if let Some(at) = more_at {
+            core.timers.set_by(Timer::Stripe(key), at);
         }
         if paused_until > core.now {
             core.timers.set_by(Timer::Stripe(key), paused_until);

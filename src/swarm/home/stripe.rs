@@ -98,6 +98,27 @@ impl Chunk {
     }
 }
 
+/// Chunks for which no source had capacity when last tried, for each zone of those who asked.
+#[derive(Debug, Default)]
+pub(super) struct Saturated(Vec<(u64, u64)>);
+
+impl Saturated {
+    pub(super) fn for_zone(&self, zone: u64) -> u64 {
+        self.0.iter().find(|(of, _)| *of == zone).map_or(0, |(_, chunks)| *chunks)
+    }
+
+    pub(super) fn mark(&mut self, zone: u64, bit: u8) {
+        match self.0.iter_mut().find(|(of, _)| *of == zone) {
+            Some((_, chunks)) => *chunks |= 1 << bit,
+            None => self.0.push((zone, 1 << bit)),
+        }
+    }
+
+    fn clear(&mut self, free: u64) {
+        self.0.iter_mut().for_each(|(_, chunks)| *chunks &= !free);
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Stripe {
     rows: Vec<Option<Row>>,
@@ -110,8 +131,7 @@ pub(super) struct Stripe {
     interested: u16,
     /// Rows that want something and have room for it.
     pub(super) waiting: BTreeSet<RowId>,
-    /// Chunks for which no source had capacity when last tried.
-    pub(super) saturated: u64,
+    pub(super) saturated: Saturated,
     /// Chunks with a lease.
     pub(super) leased: u64,
 }
@@ -127,7 +147,7 @@ impl Stripe {
             chunks: (0..STRIPE_CHUNKS).map(|_| Chunk::default()).collect(),
             interested: 0,
             waiting: BTreeSet::new(),
-            saturated: 0,
+            saturated: Saturated::default(),
             leased: 0,
         }
     }
@@ -238,6 +258,8 @@ impl Stripe {
         }
         self.judged = epoch;
         self.unjudged.clear();
+        // Who was out of reach may be a source now.
+        self.saturated.clear(u64::MAX);
         for row in self.rows.iter_mut().flatten() {
             row.standing = standing(row.node);
         }
@@ -307,7 +329,7 @@ impl Stripe {
             self.chunk_mut(bit).holders -= 1;
             self.drop_source_unless_active(bit, id);
         }
-        self.saturated &= !(have & !before);
+        self.saturated.clear(have & !before);
     }
 
     /// `child` gets the chunk from `parent`; from an unknown one it is not offered to others, because that might
@@ -319,7 +341,7 @@ impl Stripe {
             *self.chunk_mut(bit).children.entry(parent).or_default() += 1;
             self.row_mut(parent).serving += 1;
             self.add_source(bit, child);
-            self.saturated &= !(1 << bit);
+            self.saturated.clear(1 << bit);
         }
     }
 
@@ -336,7 +358,8 @@ impl Stripe {
             }
             let row = self.row_mut(parent);
             row.serving = row.serving.saturating_sub(1);
-            self.saturated &= !(row.have | row.pulling | row.leased);
+            let serves = row.have | row.pulling | row.leased;
+            self.saturated.clear(serves);
         }
         self.drop_source_unless_active(bit, child);
     }
@@ -351,7 +374,7 @@ impl Stripe {
         self.leased |= 1 << bit;
         self.update(id, |row| row.leased |= 1 << bit);
         self.add_source(bit, id);
-        self.saturated &= !(1 << bit);
+        self.saturated.clear(1 << bit);
     }
 
     /// Returns whether there was a lease.
@@ -360,7 +383,7 @@ impl Stripe {
         self.leased &= !(1 << bit);
         self.update(lease.row, |row| row.leased &= !(1 << bit));
         self.drop_source_unless_active(bit, lease.row);
-        self.saturated &= !(1 << bit);
+        self.saturated.clear(1 << bit);
         true
     }
 
