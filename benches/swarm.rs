@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench swarm -- grid [--nodes 2,8,32] [--only burst] [--json]    the figures, one table
+//!                              [--gib 4] [--set fanout=2]                       of less, or with another [swarm]
 //! cargo bench --bench swarm -- faults [--seeds 20000] [--from 1] [--large]      random faults, every invariant
 //! cargo bench --bench swarm -- replay 53 [--large]                              one of these histories
 //! cargo bench --bench swarm -- plot [--nodes 2,8,32]                            SVG into benches/figures
@@ -24,6 +25,7 @@ use std::time::Instant;
 
 use figures::{Figures, header};
 use simulation::{Mix, World, mixed};
+use windlass::swarm::Config;
 
 const NODES: &[usize] = &[2, 8, 32, 128, 512, 2_000];
 /// What 2 cores plot in minutes.
@@ -41,6 +43,11 @@ impl Arguments {
     fn value(&self, flag: &str) -> Option<&str> {
         let at = self.0.iter().position(|argument| argument == flag)?;
         self.0.get(at + 1).map(String::as_str)
+    }
+
+    fn all(&self, flag: &str) -> Vec<&str> {
+        let pairs = self.0.windows(2).filter(|pair| pair[0] == flag);
+        pairs.map(|pair| pair[1].as_str()).collect()
     }
 
     fn number(&self, flag: &str, otherwise: u64) -> u64 {
@@ -73,11 +80,13 @@ fn main() -> ExitCode {
 
 fn grid(arguments: &Arguments) {
     let json = arguments.has("--json");
+    let gib = arguments.number("--gib", u64::from(grid::CONTENT_GIB)) as u32;
+    let config = config(&arguments.all("--set"));
     if !json {
         println!("{}", header());
     }
     for nodes in arguments.nodes(NODES) {
-        for case in grid::cases(nodes) {
+        for case in grid::cases(nodes, gib, &config) {
             if arguments.value("--only").is_some_and(|only| !case.name.contains(only)) {
                 continue;
             }
@@ -85,6 +94,18 @@ fn grid(arguments: &Arguments) {
             println!("{}", if json { figures.json() } else { figures.row() });
         }
     }
+}
+
+/// The shipped numbers with these changes, each `key=value`.
+///
+/// # Panics
+/// When `[swarm]` has no such key, or the value does not fit it.
+fn config(changes: &[&str]) -> Config {
+    let mut table = toml::Table::try_from(Config::default()).expect("the defaults serialise");
+    for change in changes {
+        table.extend(change.parse::<toml::Table>().expect("--set takes key=value"));
+    }
+    table.try_into().expect("--set takes what [swarm] takes")
 }
 
 fn faults(arguments: &Arguments) -> ExitCode {

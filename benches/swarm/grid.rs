@@ -1,11 +1,13 @@
 //! The scenarios whose figures are promised.
 
+use windlass::swarm::{Config, Scope};
+
 use crate::simulation::{Blob, Fault, Scenario, Views};
 
 const SECOND: u64 = 1_000_000;
 const GIB: u32 = 1 << 30;
 /// What every scenario distributes: a large image or a mid-sized model.
-const CONTENT_GIB: u32 = 16;
+pub(crate) const CONTENT_GIB: u32 = 16;
 
 /// A scenario with its name in the table.
 pub(crate) struct Case {
@@ -14,17 +16,18 @@ pub(crate) struct Case {
 }
 
 /// Chunks of 8 MiB as shipped; beyond 512 nodes of 16 MiB, which halves what one home answers a second.
-fn blob(nodes: usize) -> Blob {
+fn blob(nodes: usize, gib: u32) -> Blob {
     let chunk_bytes = if nodes > 512 { 16 << 20 } else { 8 << 20 };
-    Blob { chunks: (u64::from(CONTENT_GIB) * u64::from(GIB) / u64::from(chunk_bytes)) as u32, chunk_bytes }
+    Blob { chunks: (u64::from(gib) * u64::from(GIB) / u64::from(chunk_bytes)) as u32, chunk_bytes }
 }
 
-pub(crate) fn cases(nodes: usize) -> Vec<Case> {
+pub(crate) fn cases(nodes: usize, gib: u32, config: &Config) -> Vec<Case> {
     let sized = |mut scenario: Scenario| {
-        scenario.blobs = vec![blob(nodes)];
+        scenario.blobs = vec![blob(nodes, gib)];
+        scenario.config = config.clone();
         scenario
     };
-    let chunks = blob(nodes).chunks;
+    let chunks = blob(nodes, gib).chunks;
     let mut capped = sized(Scenario::burst(nodes, chunks));
     capped.origin_total_gbps = 40.0;
     let mut cases = vec![
@@ -77,7 +80,7 @@ fn faulty(nodes: usize, burst: &Scenario) -> Vec<Case> {
         with("zones", &|scenario| scenario.zones = 3),
         with("scope zone", &|scenario| {
             scenario.zones = 3;
-            scenario.config.scope = windlass::swarm::Scope::Zone;
+            scenario.config.scope = Scope::Zone;
         }),
     ]
 }

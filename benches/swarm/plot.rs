@@ -6,8 +6,10 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use windlass::swarm::Config;
+
 use crate::figures::Figures;
-use crate::grid::{Case, cases};
+use crate::grid::{CONTENT_GIB, Case, cases};
 use crate::simulation::Scenario;
 
 const WIDTH: f64 = 760.0;
@@ -32,7 +34,10 @@ pub(crate) fn draw(nodes: &[usize]) {
     let plotted = ["burst", "burst R=40", "warm"];
     let mut figures = Vec::new();
     for nodes in nodes {
-        for case in cases(*nodes).into_iter().filter(|case| plotted.contains(&case.name)) {
+        for case in cases(*nodes, CONTENT_GIB, &Config::default())
+            .into_iter()
+            .filter(|case| plotted.contains(&case.name))
+        {
             figures.push(Figures::of(&case));
             println!("{}", figures[figures.len() - 1].row());
         }

@@ -11,7 +11,7 @@ pub const MAX_CURSORS: usize = 16;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
-    /// Once per cluster; each other zone gets each chunk across its border once, and hands it round inside.
+    /// Once per cluster; a node whose zone has a source is not sent across the border.
     #[default]
     Cluster,
     /// Once per zone; no chunk crosses a border. For origins that are free to read within the region while traffic

@@ -45,6 +45,21 @@
 //!   one node at a time;
 //! - nothing: wait. The empty answer says that the home is alive.
 //!
+//! | message | from, to | says |
+//! |---|---|---|
+//! | `Want` | requester, home | all about the sender and one stripe; failures and ended leases since the last |
+//! | `Answer` | home, requester | sources or leases for some of it; more follow unasked |
+//! | `Leases`, `Revoke` | lessee, home; back | bytes so far; somebody else fetches it now |
+//! | `Redirect` | anybody, requester | that one is home |
+//! | `Ask`, `Table` | new home, others; back | what do you know of this stripe; this, and who is home |
+//! | `Announce` | holder, home | what is held of stripes nobody here asks for |
+//!
+//! A stripe at its home is *due* (known, nobody asked yet), *waiting* (for those who may have been home) or *done*: only
+//! then does it grant leases. A chunk at a requester is wanted, queued, in the air from a peer or with a lease, or held.
+//!
+//! Between zones a chunk travels rarely: a requester whose zone has a source in order waits for it rather than be sent
+//! across the border. With `scope = "zone"` other zones are not in the view at all.
+//!
 //! Readers' chunks come first and in order, then the rarest of the window.
 //!
 //! **Why two nodes never hold the same claim.** A table has one lease per chunk. Two tables of one stripe arise when

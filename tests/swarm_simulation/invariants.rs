@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use windlass::swarm::Claim;
+use windlass::swarm::{Claim, Scope};
 
 use super::scenario::{Fault, SECOND, Scenario, Views};
 use super::transfers::Flow;
@@ -30,8 +30,12 @@ pub(crate) enum Cause {
     Lost,
     /// Everybody who has or fetches it is paused or in another part.
     OutOfReach,
+    /// Everybody who has or fetches it is in another zone, and the scope is the zone.
+    OtherZone,
     /// The one who fetches it is paused, slow, or gets nothing, and lost its lease.
     Stolen,
+    /// A damaged disk's copies were refused, and with them what others had of them half-way.
+    Rotten,
     /// Membership had not converged: somebody had just started.
     Converging,
     /// A home or a message was lost to a fault that is not long over.
@@ -120,6 +124,11 @@ impl World {
             return Some(Cause::Lost);
         }
         let holds = |n: &usize| self.nodes[*n].up && self.nodes[*n].flags[g] & STORED != 0;
+        let zones = self.scenario.zones;
+        let inside = |n: usize| self.scenario.config.scope == Scope::Cluster || n % zones == to % zones;
+        if !(0..self.nodes.len()).filter(holds).chain(ledger.fetching[g].iter().copied()).any(inside) {
+            return Some(Cause::OtherZone);
+        }
         let near = |n: usize| !self.nodes[n].paused && self.parts.as_ref().is_none_or(|p| p[n] == p[to]);
         let in_reach =
             (0..self.nodes.len()).filter(holds).any(near) || ledger.fetching[g].iter().any(|n| near(*n));
@@ -136,6 +145,8 @@ impl World {
             Some(Cause::Disturbed)
         } else if self.scenario.views != Views::Known && self.now < ledger.converging_until {
             Some(Cause::Converging)
+        } else if self.scenario.corrupt.iter().any(|percent| *percent > 0) {
+            Some(Cause::Rotten)
         } else {
             None
         }
@@ -219,7 +230,9 @@ impl World {
         let parts = self.ledger.partitions * chunks;
         let disturbed = if self.ledger.disturbed_until == u64::MAX { of(5) } else { 0 };
         let limits = [
+            (Cause::OtherZone, (self.scenario.zones as u32 - 1) * chunks),
             (Cause::Converging, of(1)),
+            (Cause::Rotten, of(10)),
             (Cause::OutOfReach, parts + self.ledger.pauses * per_node + disturbed),
             (Cause::Stolen, faults * per_node + of(5)),
             (Cause::Disturbed, (faults + 4 * self.ledger.partitions) * per_node + disturbed),

@@ -443,6 +443,7 @@ impl Stripe {
         let sources = &mut self.chunk_mut(bit).sources;
         if !sources.contains(&id) {
             sources.push(id);
+            self.saturated.clear(1 << bit);
         }
     }
 
