@@ -60,9 +60,10 @@ class Pull:
             last = now
             self.read += len(piece)
             hashed.update(piece)
-        self.outcome["seconds"] = time.monotonic() - self.started
+        seconds = time.monotonic() - self.started
         if f"sha256:{hashed.hexdigest()}" != digest:
             raise Refused(f"{self.read} bytes that are not {digest}")
+        self.outcome["seconds"] = seconds
 
     def _get(self, mirror: http.client.HTTPConnection, path: str) -> http.client.HTTPResponse:
         registry = self._wanted["registry"]

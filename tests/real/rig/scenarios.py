@@ -147,7 +147,9 @@ def capped_origin(swarm: Swarm, links: Links) -> Played:
     swarm.shape(replace(set_to, origin_total=2 * set_to.origin_node))
     run = swarm.run()
     swarm.shape(set_to)
-    return _played("the origin is capped", swarm, run, replace(links, origin_total=2 * links.origin_node))
+    # Streams share a cap unevenly, and the slowest lose their claims.
+    stolen = int(run.counters["leases_stolen"])
+    return _played("the origin is capped", swarm, run, replace(links, origin_total=2 * links.origin_node), lost=stolen)
 
 
 def throttled_origin(swarm: Swarm, links: Links) -> Played:
@@ -225,7 +227,9 @@ def _quarter_slow(name: str, swarm: Swarm, links: Links) -> Played:
     swarm.shape(set_to)
     fast = [node for node in swarm.names if node not in slow]
     # What the fast ones need of each other; that the slow ones send as well only helps.
-    return replace(_played(name, swarm, run, links), timed=fast, bound_s=burst_bound_s(swarm.size, len(fast), links))
+    # A node whose link's queue holds its answers back for longer than a home's may take is passed over as a dead one is.
+    played = _played(name, swarm, run, links, lost=LEASES_OF_A_NODE * len(slow))
+    return replace(played, timed=fast, bound_s=burst_bound_s(swarm.size, len(fast), links))
 
 
 def _killed(name: str, swarm: Swarm, links: Links, of: Callable) -> Played:
