@@ -144,84 +144,86 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// What follows the account; the region, whether FIPS and dual-stack; where the API is.
+    const PRIVATE: [(&str, &str, bool, bool, &str); 13] = [
+        ("dkr.ecr.eu-west-1.amazonaws.com", "eu-west-1", false, false, "api.ecr.eu-west-1.amazonaws.com"),
+        (
+            "dkr.ecr.us-gov-west-1.amazonaws.com",
+            "us-gov-west-1",
+            false,
+            false,
+            "api.ecr.us-gov-west-1.amazonaws.com",
+        ),
+        (
+            "dkr.ecr-fips.us-east-2.amazonaws.com",
+            "us-east-2",
+            true,
+            false,
+            "ecr-fips.us-east-2.amazonaws.com",
+        ),
+        (
+            "dkr.ecr-fips.us-gov-east-1.amazonaws.com",
+            "us-gov-east-1",
+            true,
+            false,
+            "ecr-fips.us-gov-east-1.amazonaws.com",
+        ),
+        ("dkr-ecr.us-west-2.on.aws", "us-west-2", false, true, "ecr.us-west-2.api.aws"),
+        ("dkr-ecr-fips.us-west-2.on.aws", "us-west-2", true, true, "ecr-fips.us-west-2.api.aws"),
+        (
+            "dkr.ecr.cn-north-1.amazonaws.com.cn",
+            "cn-north-1",
+            false,
+            false,
+            "api.ecr.cn-north-1.amazonaws.com.cn",
+        ),
+        (
+            "dkr-ecr.cn-northwest-1.on.amazonwebservices.com.cn",
+            "cn-northwest-1",
+            false,
+            true,
+            "ecr.cn-northwest-1.api.amazonwebservices.com.cn",
+        ),
+        (
+            "dkr.ecr.us-iso-east-1.c2s.ic.gov",
+            "us-iso-east-1",
+            false,
+            false,
+            "api.ecr.us-iso-east-1.c2s.ic.gov",
+        ),
+        (
+            "dkr.ecr.us-isob-east-1.sc2s.sgov.gov",
+            "us-isob-east-1",
+            false,
+            false,
+            "api.ecr.us-isob-east-1.sc2s.sgov.gov",
+        ),
+        (
+            "dkr.ecr.eu-isoe-west-1.cloud.adc-e.uk",
+            "eu-isoe-west-1",
+            false,
+            false,
+            "api.ecr.eu-isoe-west-1.cloud.adc-e.uk",
+        ),
+        (
+            "dkr.ecr.us-isof-south-1.csp.hci.ic.gov",
+            "us-isof-south-1",
+            false,
+            false,
+            "api.ecr.us-isof-south-1.csp.hci.ic.gov",
+        ),
+        (
+            "dkr.ecr.eusc-de-east-1.amazonaws.eu",
+            "eusc-de-east-1",
+            false,
+            false,
+            "api.ecr.eusc-de-east-1.amazonaws.eu",
+        ),
+    ];
+
     #[test]
     fn every_pattern_and_where_its_token_is() {
-        let table = [
-            ("dkr.ecr.eu-west-1.amazonaws.com", "eu-west-1", false, false, "api.ecr.eu-west-1.amazonaws.com"),
-            (
-                "dkr.ecr.us-gov-west-1.amazonaws.com",
-                "us-gov-west-1",
-                false,
-                false,
-                "api.ecr.us-gov-west-1.amazonaws.com",
-            ),
-            (
-                "dkr.ecr-fips.us-east-2.amazonaws.com",
-                "us-east-2",
-                true,
-                false,
-                "ecr-fips.us-east-2.amazonaws.com",
-            ),
-            (
-                "dkr.ecr-fips.us-gov-east-1.amazonaws.com",
-                "us-gov-east-1",
-                true,
-                false,
-                "ecr-fips.us-gov-east-1.amazonaws.com",
-            ),
-            ("dkr-ecr.us-west-2.on.aws", "us-west-2", false, true, "ecr.us-west-2.api.aws"),
-            ("dkr-ecr-fips.us-west-2.on.aws", "us-west-2", true, true, "ecr-fips.us-west-2.api.aws"),
-            (
-                "dkr.ecr.cn-north-1.amazonaws.com.cn",
-                "cn-north-1",
-                false,
-                false,
-                "api.ecr.cn-north-1.amazonaws.com.cn",
-            ),
-            (
-                "dkr-ecr.cn-northwest-1.on.amazonwebservices.com.cn",
-                "cn-northwest-1",
-                false,
-                true,
-                "ecr.cn-northwest-1.api.amazonwebservices.com.cn",
-            ),
-            (
-                "dkr.ecr.us-iso-east-1.c2s.ic.gov",
-                "us-iso-east-1",
-                false,
-                false,
-                "api.ecr.us-iso-east-1.c2s.ic.gov",
-            ),
-            (
-                "dkr.ecr.us-isob-east-1.sc2s.sgov.gov",
-                "us-isob-east-1",
-                false,
-                false,
-                "api.ecr.us-isob-east-1.sc2s.sgov.gov",
-            ),
-            (
-                "dkr.ecr.eu-isoe-west-1.cloud.adc-e.uk",
-                "eu-isoe-west-1",
-                false,
-                false,
-                "api.ecr.eu-isoe-west-1.cloud.adc-e.uk",
-            ),
-            (
-                "dkr.ecr.us-isof-south-1.csp.hci.ic.gov",
-                "us-isof-south-1",
-                false,
-                false,
-                "api.ecr.us-isof-south-1.csp.hci.ic.gov",
-            ),
-            (
-                "dkr.ecr.eusc-de-east-1.amazonaws.eu",
-                "eusc-de-east-1",
-                false,
-                false,
-                "api.ecr.eusc-de-east-1.amazonaws.eu",
-            ),
-        ];
-        for (rest, region, is_fips, is_dual_stack, api) in table {
+        for (rest, region, is_fips, is_dual_stack, api) in PRIVATE {
             let name = EcrName::parse(&format!("123456789012.{rest}")).expect(rest);
             assert_eq!((name.region(), name.api()), (region, format!("https://{api}")), "{rest}");
             let EcrName::Private { account, is_fips: fips, is_dual_stack: dual, .. } = name else {
