@@ -167,7 +167,7 @@ fn wrong_usage_is_2_and_help_is_0() {
     assert_eq!(run(&[]).0, Some(2));
     let (code, help, _) = run(&["--help"]);
     assert_eq!(code, Some(0));
-    for command in ["serve", "status", "peers", "contents", "certs", "doctor", "wire", "unwire"] {
+    for command in ["serve", "status", "peers", "contents", "certs", "doctor", "warm", "wire", "unwire"] {
         assert!(help.contains(command), "{command} is not in the help");
     }
     assert!(run(&["--version"]).1.starts_with("windlass "));

@@ -17,6 +17,7 @@ mod proofs;
 mod report;
 mod serve;
 mod signals;
+mod warm;
 mod wire;
 
 use std::ffi::OsString;
@@ -52,6 +53,8 @@ enum Command {
     Unpin(pin::UnpinArgs),
     /// Make certificates for the nodes of a cluster.
     Certs(certs::Args),
+    /// Have this node fetch images and objects before somebody needs them.
+    Warm(warm::Args),
     /// Check that pulls on this node go through the cluster, and say what to change when not.
     Doctor(doctor::Args),
     /// Make this node's containerd ask the mirror first.
@@ -96,6 +99,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Pin(args) => ask(done(pin::pin(&args))),
         Command::Unpin(args) => ask(done(pin::unpin(&args))),
         Command::Certs(args) => certs::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Warm(args) => ask(done(warm::run(&args))),
         Command::Doctor(args) => ask(doctor::run(&args)),
         Command::Wire(args) => ask(done(wire::wire(&args))),
         Command::Unwire(args) => wire::unwire(&args).map(|()| ExitCode::SUCCESS),
