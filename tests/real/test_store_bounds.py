@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +36,15 @@ def disk(cluster: Cluster) -> Iterator[LoopDisk]:
 
 
 @pytest.fixture(scope="module")
-def daemon(cluster: Cluster, disk: LoopDisk) -> Iterator[Daemon]:
+def elsewhere(cluster: Cluster) -> Iterator[MemoryDisk]:
+    made = MemoryDisk(cluster.directory / "memory", GIB)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def daemon(cluster: Cluster, disk: LoopDisk, elsewhere: MemoryDisk) -> Iterator[Daemon]:
+    # It has a mount namespace of its own, in which what is mounted later is not seen.
     machine = cluster.machine("node1")
     settings = cluster.settings(machine, [machine.address])
     made = cluster.daemon(
@@ -75,28 +82,24 @@ class Watch:
 
 
 def test_five_gibibytes_through_a_disk_of_one(
-    cluster: Cluster, daemon: Daemon, disk: LoopDisk, figure: Callable[[str, object], None]
+    cluster: Cluster, daemon: Daemon, disk: LoopDisk, elsewhere: MemoryDisk, figure: Callable[[str, object], None]
 ) -> None:
-    elsewhere = MemoryDisk(cluster.directory / "memory", GIB)
     moved = 0
-    try:
-        with Watch(disk) as watch:
-            for number in range(CONTENTS):
-                key = f"large/{number}"
-                sha256 = cluster.objects.upload("models", {key: CONTENT_BYTES})[key]
-                if number % 2:
-                    destination = elsewhere.root / "file"
-                    status, output = daemon.fetch(f"s3://models/{key}", str(destination))
-                    assert status == 0, output
-                    assert hashlib.sha256(destination.read_bytes()).hexdigest() == sha256
-                    destination.unlink()
-                else:
-                    got = call_s3(daemon.machine, OBJECTS, "get", "models", key, f"bytes=0-{CONTENT_BYTES - 1}")
-                    assert got == {"length": CONTENT_BYTES, "sha256": sha256}
-                call_s3(cluster.origin, cluster.objects.endpoint, "delete", "models", key)
-                moved += CONTENT_BYTES
-    finally:
-        elsewhere.close()
+    with Watch(disk) as watch:
+        for number in range(CONTENTS):
+            key = f"large/{number}"
+            sha256 = cluster.objects.upload("models", {key: CONTENT_BYTES})[key]
+            if number % 2:
+                destination = elsewhere.root / "file"
+                status, output = daemon.fetch(f"s3://models/{key}", str(destination))
+                assert status == 0, output
+                assert hashlib.sha256(destination.read_bytes()).hexdigest() == sha256
+                destination.unlink()
+            else:
+                got = call_s3(daemon.machine, OBJECTS, "get", "models", key, f"bytes=0-{CONTENT_BYTES - 1}")
+                assert got == {"length": CONTENT_BYTES, "sha256": sha256}
+            call_s3(cluster.origin, cluster.objects.endpoint, "delete", "models", key)
+            moved += CONTENT_BYTES
     figure("through a disk of 1 GiB with a budget of 600 MiB: MiB moved", moved // MIB)
     figure("most used of that disk: MiB", watch.most_used_bytes // MIB)
     figure("least free of that disk (floor 200 MiB): MiB", watch.least_free_bytes // MIB)
@@ -110,46 +113,44 @@ def test_somebody_else_fills_the_disk(
     cluster: Cluster, daemon: Daemon, disk: LoopDisk, figure: Callable[[str, object], None]
 ) -> None:
     """The floor cannot be kept by evicting any more: what is asked for passes through, and a warning says why."""
-    ballast = disk.root / "ballast"
-    free = disk.free_bytes() - FLOOR_BYTES + daemon.held_bytes() + 30 * MIB
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, min(free, disk.free_bytes() - 8 * MIB))
-    sizes = {f"beyond/{number}": 48 * MIB + number for number in range(3)}
+    sizes = {f"beyond/{number}": 48 * MIB + number for number in range(4)}
     expected = cluster.objects.upload("models", sizes)
+    ballast = []
     for key, size in sizes.items():
+        # Each time the daemon gives way, somebody else takes that room too.
+        ballast.append(disk.root / f"ballast-{len(ballast)}")
+        with ballast[-1].open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(disk.free_bytes() - 16 * MIB, MIB))
         got = call_s3(daemon.machine, OBJECTS, "get", "models", key, f"bytes=0-{size - 1}")
         assert got == {"length": size, "sha256": expected[key]}
     passed = daemon.metric("windlass_store_pass_throughs_total")
     figure("with a disk that others filled: chunks passed through", int(passed))
     assert passed > 0
     assert "passed through without being stored" in daemon.output()
-    ballast.unlink()
+    for file in ballast:
+        file.unlink()
 
 
-def test_pins_keep_what_evictions_would_take(cluster: Cluster, daemon: Daemon) -> None:
+def test_pins_keep_what_evictions_would_take(cluster: Cluster, daemon: Daemon, elsewhere: MemoryDisk) -> None:
     sizes = {f"kept/{number}": 32 * MIB for number in range(2)}
     expected = cluster.objects.upload("models", sizes)
-    elsewhere = MemoryDisk(cluster.directory / "memory2", GIB)
-    try:
-        status, output = daemon.fetch("s3://models/kept/0", f"{elsewhere.root}/", "--pin-for", "1h")
-        assert status == 0, output
-        status, output = daemon.fetch("s3://models/kept/1", f"{elsewhere.root}/")
-        assert status == 0, output
-        status, output = daemon.command("pin", "s3://models/kept/1")
-        assert status == 0 and "yes" in output, output
-        status, output = daemon.command("pin", "s3://models/nobody/knows")
-        assert status == 1 and "nothing stored on this node" in output, output
-        for number in range(10):
-            key = f"pressing/{number}"
-            cluster.objects.upload("models", {key: 80 * MIB})
-            got = call_s3(daemon.machine, OBJECTS, "get", "models", key, f"bytes=0-{80 * MIB - 1}")
-            assert got["length"] == 80 * MIB
-        held = {content["name"]: content for content in daemon.contents()}
-        for key, size in sizes.items():
-            assert held[f"s3://models/{key}"]["have_bytes"] == size
-        assert held["s3://models/kept/0"]["pinned_seconds"] < 3600
-        status, output = daemon.command("unpin", "--json", "s3://models/kept/")
-        assert status == 0 and '"pinned": false' in output, output
-        assert hashlib.sha256((elsewhere.root / "0").read_bytes()).hexdigest() == expected["kept/0"]
-    finally:
-        elsewhere.close()
+    status, output = daemon.fetch("s3://models/kept/0", f"{elsewhere.root}/", "--pin-for", "1h")
+    assert status == 0, output
+    status, output = daemon.fetch("s3://models/kept/1", f"{elsewhere.root}/")
+    assert status == 0, output
+    status, output = daemon.command("pin", "s3://models/kept/1")
+    assert status == 0 and "yes" in output, output
+    status, output = daemon.command("pin", "s3://models/nobody/knows")
+    assert status == 1 and "nothing stored on this node" in output, output
+    for number in range(10):
+        key = f"pressing/{number}"
+        cluster.objects.upload("models", {key: 80 * MIB})
+        got = call_s3(daemon.machine, OBJECTS, "get", "models", key, f"bytes=0-{80 * MIB - 1}")
+        assert got["length"] == 80 * MIB
+    held = {content["name"]: content for content in daemon.contents()}
+    for key, size in sizes.items():
+        assert held[f"s3://models/{key}"]["have_bytes"] == size
+    assert held["s3://models/kept/0"]["pinned_seconds"] < 3600
+    status, output = daemon.command("unpin", "--json", "s3://models/kept/")
+    assert status == 0 and '"pinned": false' in output, output
+    assert hashlib.sha256((elsewhere.root / "0").read_bytes()).hexdigest() == expected["kept/0"]

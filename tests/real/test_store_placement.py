@@ -24,7 +24,7 @@ SHARDS = 4
 DISK_BYTES = 2 * SHARDS * SHARD_BYTES + 512 * MIB
 
 
-@pytest.fixture(params=["xfs", "ext4"])
+@pytest.fixture(scope="module", params=["xfs", "ext4"])
 def placed_on(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[tuple[str, LoopDisk, Daemon]]:
     kind = request.param
     if shutil.which(f"mkfs.{kind}") is None:
@@ -75,11 +75,6 @@ def test_a_checkpoint_takes_its_room_once(
     writable = stat.S_IWUSR if kind == "xfs" else 0
     assert all(file.stat().st_mode & stat.S_IWUSR == writable for file in destination.glob("shard-*"))
 
-    # The files do not need the store any more.
-    daemon.close()
-    shutil.rmtree(disk.root / "store")
-    assert hashes_of(destination, kind) == expected
-
 
 def test_a_copy_where_it_is_asked_for(cluster: Cluster, placed_on: tuple[str, LoopDisk, Daemon]) -> None:
     kind, disk, daemon = placed_on
@@ -121,10 +116,21 @@ def test_another_file_system_gets_a_copy_or_a_reason(
     assert cluster.objects.object_bytes() == sent, "refused before a byte was fetched"
 
 
+def test_the_files_do_not_need_the_store(cluster: Cluster, placed_on: tuple[str, LoopDisk, Daemon]) -> None:
+    kind, disk, daemon = placed_on
+    expected = cluster.objects.upload("models", {f"last-{kind}/shard-0": 9 * MIB})
+    destination = disk.root / "last"
+    status, output = daemon.fetch(f"s3://models/last-{kind}/", str(destination))
+    assert status == 0, output
+    daemon.close()
+    shutil.rmtree(disk.root / "store")
+    assert hashes_of(destination, f"last-{kind}") == expected
+
+
 def test_a_destination_that_is_too_small_is_refused_before_a_byte_is_fetched(cluster: Cluster) -> None:
-    small = MemoryDisk(cluster.directory / "small", 4 * MIB)
+    small = MemoryDisk(cluster.directory / "tight", 4 * MIB)
     try:
-        machine = cluster.machine("small")
+        machine = cluster.machine("roomy")
         daemon = cluster.daemon(machine, cluster.settings(machine, [machine.address])).start()
         cluster.objects.upload("models", {"toolarge/a": 12 * MIB})
         sent = cluster.objects.object_bytes()
