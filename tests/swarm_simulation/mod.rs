@@ -20,7 +20,7 @@
     clippy::cast_sign_loss,
     reason = "simulated rates and small counts"
 )]
-#![allow(dead_code, reason = "the test and the bench use different parts")]
+#![allow(dead_code, unused_imports, reason = "the test and the bench use different parts")]
 
 mod faults;
 mod invariants;
