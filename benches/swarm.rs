@@ -9,6 +9,7 @@
 //! ```
 //! A grid up to 2,000 nodes takes tens of minutes of one core, 1,000 seeds some minutes. Add `--profile tests` to use
 //! what the tests have built. What the model leaves out is said in `tests/swarm_simulation/mod.rs`.
+#![expect(clippy::cast_possible_truncation, reason = "counts of chunks and of parts")]
 
 #[path = "swarm/figures.rs"]
 mod figures;

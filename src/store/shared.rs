@@ -226,7 +226,7 @@ impl Stock {
         let after_crash = found.distrust.is_some();
         // The index does not know names: who is pinned by the configuration is seen only in the sidecars.
         let repinned = mark.is_some_and(|mark| mark.pins != Some(pins.fingerprint()));
-        let why_scan = found.distrust.or(repinned.then_some("store.pins changed"));
+        let why_scan = found.distrust.or_else(|| repinned.then_some("store.pins changed"));
         let contents = match why_scan {
             None => found.rows.into_iter().map(|(key, row)| (key, Cold::found(row, 0))).collect(),
             Some(why) => {

@@ -40,7 +40,7 @@ pub enum PinChange {
 }
 
 impl PinChange {
-    fn from_now(self) -> Pin {
+    fn starting_now(self) -> Pin {
         match self {
             Self::Forever => Pin::Forever,
             Self::Off => Pin::Not,
@@ -99,7 +99,7 @@ async fn pin(store: &Store, request: &PinRequest) -> Result<Vec<Content>, PinErr
     let mut changed = Vec::new();
     for content in stored.iter().filter(|content| request.names.iter().any(|name| name.names(&content.id))) {
         let Some(entry) = store.get(&content.key) else { continue };
-        let set = entry.set_pin(request.pin.from_now()).await;
+        let set = entry.set_pin(request.pin.starting_now()).await;
         set.map_err(|source| PinError::Disk { name: content.id.to_string(), source })?;
         changed.push(Content::of(&entry.summary()));
     }

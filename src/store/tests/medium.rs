@@ -150,7 +150,7 @@ impl Medium {
             let lives = match luck {
                 Luck::Nothing => false,
                 Luck::Everything => true,
-                Luck::Some(_) => coin.next() % 4 != 0,
+                Luck::Some(_) => !coin.next().is_multiple_of(4),
             };
             if lives && change.dirs().all(|dir| !stopped.contains(&dir)) {
                 names.apply(change);

@@ -108,17 +108,7 @@ impl World {
                     Err(other) => panic!("{other}"),
                 }
             }
-            Op::InsertLie(content, chunk) => {
-                let entry = self.entry(content);
-                let lie = Attestation { digest: ChunkDigest([9; 32]), attester: PEER };
-                let inserted =
-                    entry.insert(ChunkIndex(chunk), pieces(self.data(content), chunk), Expect::Attested(lie));
-                match inserted.await {
-                    Err(InsertError::Mismatch { .. }) => assert!(!entry.holds(ChunkIndex(chunk))),
-                    Ok(held) => assert_eq!(held.attester, ME),
-                    Err(other) => panic!("{other}"),
-                }
-            }
+            Op::InsertLie(content, chunk) => self.insert_lie(content, chunk).await,
             Op::Read(content, chunk) => self.read(content, chunk).await,
             Op::Remove(content, chunk) => {
                 let entry = self.entry(content);
@@ -146,18 +136,7 @@ impl World {
                     self.model(content).must.clear();
                 }
             }
-            Op::Pin(content, pinned) => {
-                let entry = self.entry(content);
-                entry.set_pin(if pinned { Pin::Forever } else { Pin::Not }).await.unwrap();
-                if pinned {
-                    self.pinned.insert(content);
-                } else {
-                    self.pinned.remove(&content);
-                    if !self.held.contains_key(&content) {
-                        self.model(content).must.clear();
-                    }
-                }
-            }
+            Op::Pin(content, pinned) => self.pin(content, pinned).await,
             Op::Flush => self.flush(),
             Op::Restart => {
                 self.flush();
@@ -175,6 +154,31 @@ impl World {
                 }
             }
             Op::CoolDown => self.store().handle.shared.cool_down(now_ms() + 120_000),
+        }
+    }
+
+    async fn insert_lie(&self, content: u64, chunk: u32) {
+        let entry = self.entry(content);
+        let lie = Attestation { digest: ChunkDigest([9; 32]), attester: PEER };
+        let inserted =
+            entry.insert(ChunkIndex(chunk), pieces(self.data(content), chunk), Expect::Attested(lie));
+        match inserted.await {
+            Err(InsertError::Mismatch { .. }) => assert!(!entry.holds(ChunkIndex(chunk))),
+            Ok(held) => assert_eq!(held.attester, ME),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    async fn pin(&mut self, content: u64, pinned: bool) {
+        let entry = self.entry(content);
+        entry.set_pin(if pinned { Pin::Forever } else { Pin::Not }).await.unwrap();
+        if pinned {
+            self.pinned.insert(content);
+            return;
+        }
+        self.pinned.remove(&content);
+        if !self.held.contains_key(&content) {
+            self.model(content).must.clear();
         }
     }
 
