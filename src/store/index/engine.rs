@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::content::{ChunkSet, ContentKey, Layout, StripeIndex};
 
@@ -17,6 +18,9 @@ pub(super) const MAIN_FILE: &str = "db";
 
 /// sled's default is 1 GiB; all of our rows are also in memory, so this only has to hold what a batch touches.
 const CACHE_BYTES: u64 = 16 << 20;
+
+/// Far longer than sled's threads take to end, on a machine that is far too busy.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Raised when rows are laid out differently; an index of another schema is rebuilt.
 const SCHEMA: u32 = 2;
@@ -36,12 +40,7 @@ pub(in crate::store) struct Engine {
 
 impl Engine {
     pub(super) fn open(dir: &Path) -> Result<Self, String> {
-        let db = sled::Config::new()
-            .path(dir)
-            .cache_capacity(CACHE_BYTES)
-            .flush_every_ms(None)
-            .open()
-            .map_err(text)?;
+        let db = open_db(dir).map_err(text)?;
         let tree = |name: &str| db.open_tree(name).map_err(text);
         let engine = Self {
             contents: tree("contents")?,
@@ -140,6 +139,23 @@ impl Engine {
             }
         }
         Ok(())
+    }
+}
+
+/// sled lets go of its lock some moments after it was dropped, when its threads have ended. Nobody else can hold it, for
+/// the data directory has a lock of our own: it is waited for.
+fn open_db(dir: &Path) -> sled::Result<sled::Db> {
+    let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).flush_every_ms(None);
+    let begun = Instant::now();
+    loop {
+        match config.open() {
+            Err(sled::Error::Io(error))
+                if begun.elapsed() < LOCK_PATIENCE && error.to_string().contains("acquire lock") =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
     }
 }
 

@@ -97,18 +97,18 @@ impl World {
 
     async fn apply(&mut self, op: Op) {
         match op {
-            Op::Insert(content, chunk) => {
+            Op::Insert(content, chunk) => self.insert(content, chunk).await,
+            Op::InsertLie(content, chunk) => {
                 let entry = self.entry(content);
-                match put(&entry, self.data(content), chunk).await {
-                    Ok(_) => {
-                        assert!(entry.holds(ChunkIndex(chunk)));
-                        self.model(content).may.insert(chunk);
-                    }
-                    Err(InsertError::NoSpace { .. }) => {}
+                let lie = Attestation { digest: ChunkDigest([9; 32]), attester: PEER };
+                let inserted =
+                    entry.insert(ChunkIndex(chunk), pieces(self.data(content), chunk), Expect::Attested(lie));
+                match inserted.await {
+                    Err(InsertError::Mismatch { .. }) => assert!(!entry.holds(ChunkIndex(chunk))),
+                    Ok(held) => assert_eq!(held.attester, ME),
                     Err(other) => panic!("{other}"),
                 }
             }
-            Op::InsertLie(content, chunk) => self.insert_lie(content, chunk).await,
             Op::Read(content, chunk) => self.read(content, chunk).await,
             Op::Remove(content, chunk) => {
                 let entry = self.entry(content);
@@ -157,14 +157,14 @@ impl World {
         }
     }
 
-    async fn insert_lie(&self, content: u64, chunk: u32) {
+    async fn insert(&mut self, content: u64, chunk: u32) {
         let entry = self.entry(content);
-        let lie = Attestation { digest: ChunkDigest([9; 32]), attester: PEER };
-        let inserted =
-            entry.insert(ChunkIndex(chunk), pieces(self.data(content), chunk), Expect::Attested(lie));
-        match inserted.await {
-            Err(InsertError::Mismatch { .. }) => assert!(!entry.holds(ChunkIndex(chunk))),
-            Ok(held) => assert_eq!(held.attester, ME),
+        match put(&entry, self.data(content), chunk).await {
+            Ok(_) => {
+                assert!(entry.holds(ChunkIndex(chunk)));
+                self.model(content).may.insert(chunk);
+            }
+            Err(InsertError::NoSpace { .. }) => {}
             Err(other) => panic!("{other}"),
         }
     }
@@ -174,11 +174,11 @@ impl World {
         entry.set_pin(if pinned { Pin::Forever } else { Pin::Not }).await.unwrap();
         if pinned {
             self.pinned.insert(content);
-            return;
-        }
-        self.pinned.remove(&content);
-        if !self.held.contains_key(&content) {
-            self.model(content).must.clear();
+        } else {
+            self.pinned.remove(&content);
+            if !self.held.contains_key(&content) {
+                self.model(content).must.clear();
+            }
         }
     }
 
