@@ -271,11 +271,11 @@ impl State {
 fn faulty(bytes: Bytes, fault: Option<Fault>) -> StubBody {
     match fault {
         Some(Fault::Short(n)) => {
-            let broken = Err(std::io::Error::other("cut"));
-            BodyExt::boxed(StreamBody::new(stream::iter([
-                Ok(Frame::data(bytes.slice(..n.min(bytes.len())))),
-                broken,
-            ])))
+            let first = stream::iter([Ok(Frame::data(bytes.slice(..n.min(bytes.len()))))]);
+            // What was sent before must be on its way first.
+            let broken = stream::once(tokio::time::sleep(Duration::from_millis(20)))
+                .map(|()| Err(std::io::Error::other("cut")));
+            BodyExt::boxed(StreamBody::new(first.chain(broken)))
         }
         Some(Fault::Stall(n)) => {
             let first = stream::iter([Ok(Frame::data(bytes.slice(..n.min(bytes.len()))))]);
