@@ -146,13 +146,21 @@ def test_one_redirect_per_layer_and_fetcher_while_it_lasts(
 def test_a_token_that_ends_before_its_time_is_replaced_once(ecr: Ecr, nodes: list[Node]) -> None:
     node = nodes[0]
     tag = f"/v2/team/app/manifests/v1?ns={NAME}"
-    assert node.daemon.status(tag)[0] == 200
+
+    def asks() -> list[tuple[str, int]]:
+        """What the registry and its token service are asked for one more manifest."""
+        before = len(ecr.records("ecr"))
+        assert node.daemon.status(tag)[0] == 200
+        time.sleep(1.1)  # what the tag stands for is remembered for one second
+        return [(r["method"], r["status"]) for r in ecr.records("ecr")[before:]]
+
+    wait_until(lambda: ("POST", 200) in asks(), "the token is new", 30)
     node.machine.get(f"{ecr.url}/revoke")
-    time.sleep(1.5)  # what the tag stands for is remembered for one second
-    before = len(ecr.records("ecr"))
-    assert node.daemon.status(tag)[0] == 200
-    asked = [(r["method"], r["status"]) for r in ecr.records("ecr")[before:]]
-    assert asked == [("HEAD", 403), ("POST", 200), ("HEAD", 200)]
+    # A refusal is believed to be the token's fault once a quarter of its life is over; it is renewed at half of it.
+    time.sleep(TOKEN_LIFE_S * 3 / 8 - 1.1)
+    asked = asks()
+    assert asked[-2:] == [("POST", 200), ("HEAD", 200)], asked
+    assert asked[:-2] in ([], [("HEAD", 403)]), "on a busy machine half of its life may be over"
 
 
 def test_the_object_store_never_sees_a_credential(ecr: Ecr, nodes: list[Node]) -> None:
