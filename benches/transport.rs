@@ -5,7 +5,8 @@
 //! loopback a batch crosses whole, which flatters QUIC and says nothing. Rounds of both alternate in one run, so
 //! the ratio of each pair is sound even when the machine is busy; compare ratios, not GB/s.
 //!
-//! `cargo bench --bench transport`, as root. Namespaces carry this process's id and are removed at the end.
+//! `cargo bench --bench transport`, as root, with iproute2 and ethtool. Namespaces carry this process's id and are
+//! removed at the end.
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read};
