@@ -323,7 +323,7 @@ fn start_nginx(dir: &Path) -> Outcome<Option<Server>> {
     fs::write(
         &config,
         format!(
-            "daemon off; worker_processes 1; pid {d}/nginx.pid; error_log {d}/nginx.log; user root;\n\
+            "daemon off; master_process off; pid {d}/nginx.pid; error_log {d}/nginx.log; user root;\n\
              events {{}}\n\
              http {{ access_log off; sendfile on; tcp_nopush on; client_body_temp_path {d}/t1; proxy_temp_path {d}/t2;\n\
              fastcgi_temp_path {d}/t3; uwsgi_temp_path {d}/t4; scgi_temp_path {d}/t5;\n\
