@@ -24,12 +24,15 @@ ORIGIN_MBIT_PER_S = 400
 SMALL_CHUNKS = "[cache]\nchunk_bytes = 1048576\n"
 """Eight times the events of the usual size."""
 
+ALONE_AT_ONCE = {"WINDLASS_GOSSIP__ALONE_AFTER_MS": "100"}
+"""There are no others to wait for, a hundred times."""
+
 
 @pytest.fixture(scope="module")
 def daemon(cluster: Cluster) -> Daemon:
     machine = cluster.machine("node1")
     settings = cluster.settings(machine, [machine.address])
-    return cluster.daemon(machine, replace(settings, extra=SMALL_CHUNKS))
+    return cluster.daemon(machine, replace(settings, extra=SMALL_CHUNKS, environment=ALONE_AT_ONCE))
 
 
 def whole(daemon: Daemon) -> set[str]:
