@@ -102,12 +102,16 @@ async fn an_unreadable_sector_costs_its_chunk_only() {
     entry.seal().await.unwrap();
 }
 
+/// Runs of the script without a fault, by which the sweep knows how many calls there are to fail.
+const HEALTHY_RUNS: u32 = 5;
+
 /// Fails `times` calls of the scripted workload from the n-th on, for every `stride`-th n.
 ///
 /// `script` checks on the way that whatever the fault did not hit works, that nothing wrong is read, and that every
 /// promise is kept; afterwards that all is well again.
 fn fail_each_call(errno: Errno, times: u64, stride: u64) {
-    let calls = calls_of_the_script();
+    // Threads of the store do not always come to the same number of calls: what every run comes to is swept.
+    let calls = (0..HEALTHY_RUNS).map(|_| calls_of_the_script()).min().unwrap();
     let next = AtomicU64::new(0);
     let work = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -137,9 +141,8 @@ fn fail_each_call(errno: Errno, times: u64, stride: u64) {
         workers.into_iter().map(|worker| worker.join().unwrap()).sum()
     });
     println!("{errno:?} at every {stride}th of {calls} calls, {times} in a row: {hit} runs met it");
-    // Threads of the store do not always come to the same number of calls.
     let runs = calls.div_ceil(stride);
-    assert!(hit >= runs - runs / 10, "{hit} of {runs}");
+    assert!(hit >= runs - runs / 20, "{hit} of {runs}");
 }
 
 fn calls_of_the_script() -> u64 {
