@@ -25,8 +25,9 @@ pub enum Scope {
 pub struct Config {
     /// Among whom a content is fetched from the origin once. The same on all nodes.
     pub scope: Scope,
-    /// Missing chunks, counted from the readers' cursors, that may be asked for at a time. 64 keep chunks almost in
-    /// order and cost nothing in completion time.
+    /// Missing chunks, counted from the readers' cursors, that may be asked for at a time; each interested node adds one,
+    /// up to twice as many ([`Self::window`]). 64 keep chunks almost in order and cost nothing in completion time
+    /// among a few nodes; a chunk needs longer to reach many.
     pub window_chunks: u32,
     /// Bytes of chunks in the air on this node, over all contents. This is memory: a chunk is held until it is
     /// verified. 16 chunks of 8 MiB fill 25 Gbit/s at 40 ms a chunk.
@@ -129,6 +130,13 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The window of a content in which `interested` nodes want something. Simulated, 128 nodes take 1.11 times the bound
+    /// for 4 GiB with 64 chunks, 1.08 with 96 and 1.05 with 128; 8 nodes are no faster for it, and read less in order.
+    #[must_use]
+    pub fn window(&self, interested: u16) -> u32 {
+        self.window_chunks.saturating_add(u32::from(interested).min(self.window_chunks))
+    }
+
     /// Time between two wants for one stripe when `interested` nodes want something of it.
     #[must_use]
     pub fn want_interval(&self, interested: u16) -> Duration {

@@ -134,6 +134,7 @@ pub(super) struct Stripe {
     pub(super) saturated: Saturated,
     /// Chunks with a lease.
     pub(super) leased: u64,
+    held: u64,
 }
 
 impl Stripe {
@@ -149,7 +150,13 @@ impl Stripe {
             waiting: BTreeSet::new(),
             saturated: Saturated::default(),
             leased: 0,
+            held: 0,
         }
+    }
+
+    /// Chunks that somebody holds whole.
+    pub(super) const fn held(&self) -> u64 {
+        self.held
     }
 
     pub(super) fn chunk(&self, bit: u8) -> &Chunk {
@@ -321,12 +328,16 @@ impl Stripe {
                 self.end_lease(bit);
             }
             self.chunk_mut(bit).holders += 1;
+            self.held |= 1 << bit;
             self.chunk_mut(bit).steals = 0;
             self.add_source(bit, id);
         }
         self.row_mut(id).have = have;
         for bit in bits(before & !have) {
             self.chunk_mut(bit).holders -= 1;
+            if self.chunk(bit).holders == 0 {
+                self.held &= !(1 << bit);
+            }
             self.drop_source_unless_active(bit, id);
         }
         self.saturated.clear(have & !before);
@@ -484,6 +495,7 @@ mod tests {
             for (bit, chunk) in (0u8..).zip(&self.chunks) {
                 let holders = self.rows().filter(|row| row.have >> bit & 1 == 1).count();
                 assert_eq!(chunk.holders as usize, holders);
+                assert_eq!(self.held >> bit & 1 == 1, holders > 0);
                 for parent in chunk.pulls.values().flatten() {
                     *serving.entry(*parent).or_default() += 1;
                 }

@@ -149,9 +149,10 @@ impl Requester {
     /// The most important missing chunk that is not in the air.
     fn first_grounded(&self, core: &Core, key: ContentKey) -> Option<ChunkIndex> {
         let content = self.contents.get(&key)?;
-        let chunks = content.windows(core.config.window_chunks).into_iter().flat_map(|(stripe, window)| {
-            crate::swarm::home::bits(window.want).map(move |bit| stripe.chunk(u32::from(bit)))
-        });
+        let chunks =
+            content.windows(core.config.window(content.crowd)).into_iter().flat_map(|(stripe, window)| {
+                crate::swarm::home::bits(window.want).map(move |bit| stripe.chunk(u32::from(bit)))
+            });
         chunks.into_iter().find(|chunk| !content.flights.contains_key(chunk))
     }
 }

@@ -73,6 +73,7 @@ impl Requester {
         self.progressed = core.now;
         let Some(content) = self.contents.get_mut(&flow.content) else { return };
         content.progressed = core.now;
+        content.note_arrival(core.now);
         content.received.remove(&flow.chunk);
         content.wanted.remove(flow.chunk);
         if kept {

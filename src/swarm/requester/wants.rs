@@ -80,7 +80,7 @@ impl Requester {
         if !content.open && content.asking.is_empty() {
             return;
         }
-        let windows = content.windows(core.config.window_chunks);
+        let windows = content.windows(core.config.window(content.crowd));
         let room = self.room(core, key);
         let grants = self.grants(core, key);
         let Some(content) = self.contents.get_mut(&key) else { return };
@@ -121,6 +121,7 @@ impl Requester {
             asking.deadline = None;
             asking.hops = 0;
             content.interested = answer.interested.max(1);
+            content.crowd = content.crowd.max(content.interested);
         }
         for assignment in answer.assignments {
             let chunk = answer.stripe.chunk(u32::from(assignment.bit));
@@ -183,7 +184,11 @@ impl Requester {
             .sum();
         let own_share = share.saturating_sub(content.inflight_bytes).min(free);
         let bytes = free.saturating_sub(reserved).max(own_share);
-        let ending = self.nearly_done(content, false);
+        // What will have arrived when the next answer comes, so that no room stands empty until then.
+        let ahead = content.arrivals_within(core.config.want_interval(content.interested));
+        let ending = self
+            .nearly_done(content, false)
+            .max(ahead.min(core.config.inflight_bytes / content.chunk_bytes()));
         let queued = content.queued.len() as u64;
         let room = (bytes / content.chunk_bytes() + ending).saturating_sub(queued);
         let starved = room == 0 && content.flights.is_empty() && content.queued.is_empty();
