@@ -13,8 +13,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 
+from rig import inside
 from rig.processes import Process, run
 
 DELAY = Path(__file__).parent / "delay.py"
@@ -25,6 +27,9 @@ MTU_BYTES = 9001
 
 BURST_BYTES = 128 << 10
 """Two whole GSO batches: a shaper with less room than one drops what it should delay."""
+
+NOBODYS_CARD = "02:00:00:00:00:01"
+"""A locally administered address (IEEE 802) that no interface here has: the bridge floods the frame, all ignore it."""
 
 QUEUE_S = 0.05
 """What waits at a link before packets are dropped. Deep enough for a few batches at the lowest rate."""
@@ -62,10 +67,31 @@ class Machine:
     ) -> subprocess.CompletedProcess:
         return run(self.argv(argv), timeout_s, check, env=env, **options)
 
-    def get(self, url: str, *curl_options: str, check: bool = True) -> bytes:
-        """The body of a GET made on this machine."""
-        silent = ["curl", "-sS", "--noproxy", "*", "--max-time", "60"]
-        return self.run([*silent, *(["-f"] if check else []), *curl_options, url], check=check).stdout
+    def get(self, url: str, check: bool = True) -> bytes:
+        """The body of a GET made on this machine; without `check` also an error's, and nothing when nobody answers."""
+        try:
+            status, body = inside.request(self.namespace, url)
+        except OSError:
+            if check:
+                raise
+            return b""
+        if check and status >= HTTPStatus.BAD_REQUEST:
+            raise RuntimeError(f"{url}: {status} {body[:400]!r}")
+        return body
+
+    def answers(self, url: str) -> bool:
+        """Whether a GET made on this machine finds what it asks for."""
+        try:
+            return inside.request(self.namespace, url)[0] == HTTPStatus.OK
+        except OSError:
+            return False
+
+    def post(self, url: str, body: bytes) -> bytes:
+        """What a POST made on this machine is answered."""
+        status, answer = inside.request(self.namespace, url, body)
+        if status != HTTPStatus.OK:
+            raise RuntimeError(f"{url}: {status} {answer[:400]!r}")
+        return answer
 
     def limit_egress(self, mbit_per_s: int) -> None:
         """Slows what this machine sends, so that a transfer lasts long enough to be interrupted."""
@@ -92,13 +118,17 @@ class Machine:
             here = ["tc", "-n", self.namespace, "filter", "add", "dev", "eth0", "parent", "1:", "protocol", "ip"]
             run([*here, "prio", "1", *match])
 
-    def drop_from(self, addresses: Sequence[str]) -> None:
-        """Loses every packet that comes from `addresses`, without a word to either side."""
+    def lose_the_way_to(self, addresses: Sequence[str]) -> None:
+        """Loses every packet to `addresses`, without a word to either side: it is sent to a card that nobody has."""
         for address in addresses:
-            self.run(["iptables", "-A", "INPUT", "-s", address, "-j", "DROP"])
+            self._neighbour("replace", address, "lladdr", NOBODYS_CARD, "nud", "permanent")
 
-    def drop_nothing(self) -> None:
-        self.run(["iptables", "-F", "INPUT"])
+    def find_the_way_to(self, addresses: Sequence[str]) -> None:
+        for address in addresses:
+            self._neighbour("delete", address)
+
+    def _neighbour(self, verb: str, address: str, *rest: str) -> None:
+        run(["ip", "-n", self.namespace, "neighbour", verb, address, "dev", "eth0", *rest])
 
     def send_whole_frames(self) -> None:
         """No offloads: what leaves is as it would be on a wire."""
@@ -120,8 +150,7 @@ class Machine:
 
     def round_trip_s(self, url: str) -> float:
         """The median of ten TCP handshakes with the server of `url`."""
-        curl = ["curl", "-s", "-o", "/dev/null", "--noproxy", "*", "-w", "%{time_connect}", url]
-        return statistics.median(float(self.run(curl).stdout) for _ in range(10))
+        return statistics.median(inside.handshake_s(self.namespace, url) for _ in range(10))
 
 
 class Network:

@@ -27,10 +27,7 @@ class Origin:
         self._requests = directory / "requests.jsonl"
         argv = [sys.executable, str(PROGRAM), str(PORT), str(self._requests)]
         self._process = machine.start(argv, logs / f"{machine.name}-blobs.log")
-        answers = ["curl", "-s", "-f", f"http://{self.host}/v2/"]
-        wait_until(
-            lambda: machine.run(answers, check=False).returncode == 0, "the origin answers", 30, self._process
-        )
+        wait_until(lambda: machine.answers(f"http://{self.host}/v2/"), "the origin answers", 30, self._process)
 
     def make(self, name: str, sizes: Sequence[int]) -> list[str]:
         """Makes an image of random layers. Returns their digests."""
@@ -57,5 +54,4 @@ class Origin:
         self._process.terminate()
 
     def _tell(self, command: dict) -> dict:
-        curl = ["curl", "-sS", "-f", "--data-binary", "@-", f"http://{self.host}/rig"]
-        return json.loads(self.machine.run(curl, input=json.dumps(command).encode()).stdout)
+        return json.loads(self.machine.post(f"http://{self.host}/rig", json.dumps(command).encode()))

@@ -117,12 +117,12 @@ def partitioned(swarm: Swarm, links: Links) -> Played:
 
     def happen() -> None:
         _wait(swarm, links)
-        for here, there in (parts, parts[::-1]):
-            for machine in here:
-                machine.drop_from([other.address for other in there])
+        sides = [(machine, [other.address for other in there]) for here, there in (parts, parts[::-1]) for machine in here]
+        for machine, others in sides:
+            machine.lose_the_way_to(others)
         time.sleep(STOP_S)
-        for machine in swarm.machines:
-            machine.drop_nothing()
+        for machine, others in sides:
+            machine.find_the_way_to(others)
 
     run = swarm.run(during=happen)
     swarm.wait_until_settled()
