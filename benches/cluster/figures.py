@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from table import grouped
+from table import grouped, is_timed
 
 INK, PALE, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 COLOURS = ["#0b6e99", "#c2571a", "#3d7a3d"]
@@ -16,6 +16,8 @@ PROGRESS = ["cold burst", "staggered", "warm seed", "home killed", "holder stopp
 HEALTHY = ["cold burst", "staggered", "warm seed"]
 MIB = 1 << 20
 LEGEND_Y = 24
+GOAL = 1.10
+"""The last node of real daemons, against the bound."""
 
 
 class Panel:
@@ -99,26 +101,31 @@ def scaling(result: dict) -> str:
     """Completion against the bound, and what the origin sent, over the number of nodes."""
     groups = {key: runs for key, runs in grouped(result["rows"]).items() if key[0] in HEALTHY}
     counts = sorted({nodes for _, nodes in groups})
-    highest = max([1.2, *(row["over_bound"] for runs in groups.values() for row in runs)]) * 1.02
+    timed = [row["over_bound"] for runs in groups.values() for row in runs if is_timed(row)]
+    highest = max([1.2, *timed]) * 1.02
     over = Panel(*_place(0, 2), len(counts) + 1, highest, 0.9)
     over.title("Last node ÷ bound")
     over.across((value, f"{value:.1f}") for value in _steps(0.9, highest, 0.1))
+    over.line([(0, GOAL), (len(counts) + 1, GOAL)], PALE, 1.2, "5 3")
     ratio = Panel(*_place(1, 2), len(counts) + 1, 1.25, 0.0)
     ratio.title("Bytes from the origin ÷ size")
     ratio.across((value, f"{value:.2f}") for value in (0, 0.25, 0.5, 0.75, 1, 1.25))
-    for panel, measure in ((over, "over_bound"), (ratio, "origin_ratio")):
+    for panel in (over, ratio):
         panel.along((at, f"N = {nodes}") for at, nodes in enumerate(counts, start=1))
-        for number, name in enumerate(HEALTHY):
-            _series(panel, groups, counts, name, measure, COLOURS[number])
     for number, name in enumerate(HEALTHY):
+        _series(over, groups, counts, name, "over_bound", COLOURS[number], is_timed)
+        _series(ratio, groups, counts, name, "origin_ratio", COLOURS[number], lambda _: True)
         ratio.text(ratio.x(0) + 95 * number, LEGEND_Y, name, colour=COLOURS[number], weight="600")
-    return _picture([over, ratio], 2, "Each dot one run, each line the median")
+    caption = f"Each dot one run, each line the median; dashed: the goal, {GOAL:.2f}"
+    return _picture([over, ratio], 2, caption)
 
 
-def _series(panel: Panel, groups: dict, counts: list, name: str, measure: str, colour: str) -> None:
+def _series(
+    panel: Panel, groups: dict, counts: list, name: str, measure: str, colour: str, counted: Callable[[dict], bool]
+) -> None:
     points = []
     for at, nodes in enumerate(counts, start=1):
-        values = [row[measure] for row in groups.get((name, nodes), [])]
+        values = [row[measure] for row in groups.get((name, nodes), []) if counted(row)]
         for value in values:
             panel.dot(at, value, colour)
         if values:
