@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,11 @@ CABLE_S = 0.02
 ADMIN_PORT = 5102
 
 
+def title(scenario: Scenario) -> str:
+    """By what name it is asked for and shown."""
+    return scenario.__name__.replace("_", " ")
+
+
 @dataclass(frozen=True)
 class Plan:
     nodes: list[int]
@@ -65,6 +70,9 @@ class Plan:
     def wants(self, name: str) -> bool:
         return self.only in name
 
+    def wants_one_of(self, several: Sequence[Scenario]) -> bool:
+        return any(self.wants(title(scenario)) for scenario in several)
+
 
 def measure(plan: Plan, keep: Callable[[dict], None]) -> dict:
     """Everything that the plan wants. What there is so far goes to `keep` now and then: the whole takes long."""
@@ -77,25 +85,45 @@ def measure(plan: Plan, keep: Callable[[dict], None]) -> dict:
         "first_bytes": None,
         "progress": [],
     }
-    for nodes in plan.nodes:
+    for nodes in plan.nodes if plan.wants_one_of(scenarios.HEALTHY) else []:
         with swarm(plan, nodes) as made:
-            goodput = made.goodput()
-            links = goodput.links(made.links)
-            result["links"].append(_links(nodes, made, goodput))
-            note(f"N={nodes}: a link carries {goodput.tcp:.1f} Mbit/s of TCP, {goodput.quic:.1f} of QUIC")
+            links = _calibrated(result, nodes, made)
             for scenario in scenarios.HEALTHY:
                 _repeat(plan, result, nodes, scenario, made, links, plan.repetitions)
         keep(result)
     if plan.wants("first byte"):
         with swarm(plan, FIRST_BYTE_NODES) as made:
             result["first_bytes"] = first_bytes(made)
-    faulty = max((nodes for nodes in plan.nodes if nodes <= FAULTS_AT), default=plan.nodes[0])
-    with swarm(plan, faulty) as made:
-        links = made.goodput().links(made.links)
-        for scenario in scenarios.FAULTS:
-            _repeat(plan, result, faulty, scenario, made, links, plan.fault_repetitions)
-            keep(result)
+        keep(result)
+    if plan.wants_one_of(scenarios.FAULTS):
+        faulty = max((nodes for nodes in plan.nodes if nodes <= FAULTS_AT), default=plan.nodes[0])
+        with swarm(plan, faulty) as made:
+            links = _calibrated(result, faulty, made)
+            for scenario in scenarios.FAULTS:
+                _repeat(plan, result, faulty, scenario, made, links, plan.fault_repetitions)
+                keep(result)
     return result
+
+
+def merged(results: list[dict]) -> dict:
+    """What was measured apart, as if it had been at once; of the same content on the same kind of machine."""
+    first, *others = results
+    for other in others:
+        if (other["size"], other["chunk_bytes"]) != (first["size"], first["chunk_bytes"]):
+            raise ValueError("results of different sizes or chunks say nothing together")
+    whole = dict(first)
+    for lists in ("links", "rows", "progress"):
+        whole[lists] = [item for result in results for item in result[lists]]
+    whole["first_bytes"] = next((found for result in results if (found := result["first_bytes"])), None)
+    return whole
+
+
+def _calibrated(result: dict, nodes: int, made: Swarm) -> Links:
+    """What the links carry, noted too."""
+    goodput = made.goodput()
+    result["links"].append(_links(nodes, made, goodput))
+    note(f"N={nodes}: a link carries {goodput.tcp:.1f} Mbit/s of TCP, {goodput.quic:.1f} of QUIC")
+    return goodput.links(made.links)
 
 
 @contextmanager
@@ -154,7 +182,7 @@ def _round_trips(made: Swarm) -> list[float]:
 def _repeat(
     plan: Plan, result: dict, nodes: int, scenario: Scenario, made: Swarm, links: Links, repetitions: int
 ) -> None:
-    name = scenario.__name__.replace("_", " ")
+    name = title(scenario)
     if not plan.wants(name):
         return
     most, timed = repetitions + round(EXTRA_RUNS * repetitions), 0
