@@ -131,6 +131,7 @@ impl Swarm {
                 self.home.on_peer_lost(core, node);
                 requester.on_peer_lost(core);
             }
+            Event::Slept(slept) => self.home.on_slept(core, slept),
             Event::Message { from, message } => {
                 core.view.heard_from(from);
                 self.take_in_message(from, message);
@@ -165,6 +166,80 @@ impl Swarm {
             }
             Message::Table(table) => self.home.on_table(core, from, &table),
             Message::Announce(announce) => self.home.on_announce(core, from, &announce),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content::{ChunkSet, Layout};
+    use crate::swarm::member::{DEFAULT_CAPACITY, Zone};
+    use crate::wire::Table;
+    use std::time::Duration;
+
+    const ME: NodeId = NodeId([1; 16]);
+    const OTHER: NodeId = NodeId([2; 16]);
+
+    fn at(ms: u64) -> Time {
+        Time(ms * 1_000)
+    }
+
+    /// Two settled nodes and a content whose only stripe this one is home of.
+    fn home_of_one_stripe(chunks: u64) -> (Swarm, ContentKey) {
+        let mut swarm = Swarm::new(ME, Config::default(), 1);
+        let member =
+            |id| Member { id, zone: Zone::default(), seed: false, settled: true, capacity: DEFAULT_CAPACITY };
+        swarm.handle_event(at(0), Event::Members { members: vec![member(ME), member(OTHER)], synced: true });
+        let mine = |n| {
+            swarm.core.view.home(crate::swarm::view::StripeKey {
+                content: ContentKey([n; 32]),
+                stripe: crate::content::StripeIndex(0),
+            }) == ME
+        };
+        let content = ContentKey([(0..=255).find(|n| mine(*n)).unwrap(); 32]);
+        let layout = Layout::new(chunks * 8, 8).unwrap();
+        swarm.handle_event(at(0), Event::Open { content, layout, have: ChunkSet::new() });
+        let wanted = ChunkSet::full(&layout);
+        swarm.handle_event(at(0), Event::Demand { content, wanted, cursors: vec![ChunkIndex(0)] });
+        (swarm, content)
+    }
+
+    fn actions(swarm: &mut Swarm) -> (usize, usize) {
+        let (mut asked, mut fetched) = (0, 0);
+        while let Some(action) = swarm.poll_action() {
+            match action {
+                Action::Send { to: OTHER, message: Message::Ask(_) } => asked += 1,
+                Action::FetchFromOrigin { .. } => fetched += 1,
+                _ => {}
+            }
+        }
+        (asked, fetched)
+    }
+
+    fn answer(swarm: &mut Swarm, now: Time, content: ContentKey) {
+        let table = Table { content, stripe: crate::content::StripeIndex(0), home: ME, rows: Vec::new() };
+        swarm.handle_event(now, Event::Message { from: OTHER, message: Message::Table(table) });
+    }
+
+    #[test]
+    fn a_home_that_slept_asks_again_before_it_grants() {
+        for (slept_ms, asks) in [(1_000, 0), (8_000, 1)] {
+            let (mut swarm, content) = home_of_one_stripe(64);
+            assert_eq!(
+                actions(&mut swarm),
+                (1, 0),
+                "nothing is granted before the other has told what it knows"
+            );
+            answer(&mut swarm, at(3), content);
+            assert!(actions(&mut swarm).1 > 0);
+            swarm.handle_event(at(3), Event::Slept(Duration::from_millis(slept_ms)));
+            swarm.handle_timeout(at(600));
+            let (asked, fetched) = actions(&mut swarm);
+            assert_eq!((asked, fetched == 0), (asks, asks == 1), "after {slept_ms} ms");
+            answer(&mut swarm, at(601), content);
+            swarm.handle_timeout(at(700));
+            assert!(asks == 0 || actions(&mut swarm).1 > 0, "it goes on");
         }
     }
 }

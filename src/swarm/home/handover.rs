@@ -15,6 +15,7 @@
 //! So nobody waits for a clock while everybody is prompt.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::{Home, Known};
 use crate::content::NodeId;
@@ -212,6 +213,20 @@ impl Home {
                 self.leave_to(core, key, home);
             }
         }
+    }
+
+    /// After a silence in which others may have taken over and granted what was granted here, the tables are the past:
+    /// whoever wants something has this node ask for the present, as any new home does.
+    pub(crate) fn on_slept(&mut self, core: &mut Core, slept: Duration) {
+        let kept_for = millis(core.config.want_timeout_ms + core.config.mute_wait_ms);
+        if slept < kept_for {
+            return;
+        }
+        for key in self.keys() {
+            core.timers.cancel(Timer::Stripe(key));
+            self.drop_stripe(key);
+        }
+        self.promises.clear();
     }
 
     /// The node cannot answer any more; all whom it may have served have to be heard.
