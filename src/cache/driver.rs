@@ -19,6 +19,7 @@ use crate::swarm::membership::PeerBook;
 use crate::swarm::{Action, Admission, Claim, Event, FlowFailure, FlowId, Swarm, Time};
 use crate::wire;
 
+use super::clock::Clock;
 use super::error::ReadError;
 use super::flow::{Flow, FlowError, Origin};
 use super::meter::Meter;
@@ -32,7 +33,7 @@ use super::shared::Shared;
 const ORIGIN_FAILURES_MAX: u32 = 7;
 const ORIGIN_FAILURES_FOR: Duration = Duration::from_secs(13);
 
-/// How often counters are copied into the metrics.
+/// How often counters are copied into the metrics, and the clock is looked at, at least.
 const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What others ask of the driver.
@@ -76,7 +77,7 @@ pub(super) async fn run(shared: Arc<Shared>, swarm: Swarm, mut inbox: mpsc::Rece
     let mut losses = shared.store.losses();
     let mut peers = shared.peers.clone();
     let mut driver = Driver {
-        started: Instant::now(),
+        clock: Clock::new(EXPORT_INTERVAL),
         shared,
         swarm,
         flows: BTreeMap::new(),
@@ -104,7 +105,7 @@ pub(super) async fn run(shared: Arc<Shared>, swarm: Swarm, mut inbox: mpsc::Rece
 struct Driver {
     shared: Arc<Shared>,
     swarm: Swarm,
-    started: Instant,
+    clock: Clock,
     flows: BTreeMap<FlowId, Running>,
     /// Contents the swarm was told are open.
     open: BTreeSet<ContentKey>,
@@ -120,12 +121,20 @@ struct Running {
 }
 
 impl Driver {
-    fn now(&self) -> Time {
-        Time(u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX))
+    fn now(&mut self) -> Time {
+        if let Some(slept) = self.clock.look(Instant::now()) {
+            tracing::warn!(
+                ?slept,
+                "this process did not run: it was stopped, or the machine is far too busy"
+            );
+            let now = self.clock.time();
+            self.swarm.handle_event(now, Event::Slept(slept));
+        }
+        self.clock.time()
     }
 
     fn next_timeout(&self) -> Option<Instant> {
-        self.swarm.poll_timeout().map(|at| self.started + Duration::from_micros(at.0))
+        self.swarm.poll_timeout().map(|at| self.clock.instant(at))
     }
 
     fn tell(&mut self, event: Event) {
@@ -362,7 +371,8 @@ impl Driver {
         }
     }
 
-    fn export(&self, queued: usize) {
+    fn export(&mut self, queued: usize) {
+        self.now();
         self.shared.metrics.export(&self.swarm.stats(), self.flows.len(), self.open.len(), queued);
     }
 

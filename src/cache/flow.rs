@@ -10,7 +10,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::content::{Attestation, ByteRange, ChunkDigest, ChunkIndex};
-use crate::origin::OriginError;
+use crate::origin::{OriginError, awake};
 use crate::store::{Expect, InsertError};
 use crate::transport::{PeerAddr, RecvStream};
 use crate::wire::{self, ChunkRequest, ChunkResponse, ChunkTrailer};
@@ -205,7 +205,7 @@ impl Flow {
         future: impl Future<Output = Result<T, OriginError>>,
     ) -> Result<T, FlowError> {
         let idle = self.open.shared.config.origin_idle_timeout();
-        match self.stop.run_until_cancelled(tokio::time::timeout(idle, future)).await {
+        match self.stop.run_until_cancelled(awake::timeout(idle, future)).await {
             None => Err(FlowError::Cancelled),
             Some(Ok(answer)) => answer.map_err(FlowError::Origin),
             Some(Err(_)) => Err(FlowError::Origin(OriginError::Failed {
@@ -221,7 +221,7 @@ impl Flow {
         what: &str,
         future: F,
     ) -> Result<F::Output, FlowError> {
-        match self.stop.run_until_cancelled(tokio::time::timeout(deadline, future)).await {
+        match self.stop.run_until_cancelled(awake::timeout(deadline, future)).await {
             None => Err(FlowError::Cancelled),
             Some(Ok(output)) => Ok(output),
             Some(Err(_)) => {

@@ -12,6 +12,7 @@
 //! actions; `flow` carries one out into a `flight`; feeds drain the flight while it fills; the store checks and keeps it;
 //! `seal` compares the whole.
 
+mod clock;
 mod driver;
 mod error;
 mod feed;

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::metrics::OriginMetrics;
-use super::{Body, OriginError};
+use super::{Body, OriginError, awake};
 use crate::content::ByteRange;
 
 /// Attempts of a small question on which somebody waits: with the pauses below they take less than a second.
@@ -214,7 +214,7 @@ impl Reading {
         let hedge_after = self.care.hedge_after;
         let first = self.care.send(&self.open, self.rest);
         tokio::pin!(first);
-        if let Ok(answer) = tokio::time::timeout(hedge_after, &mut first).await {
+        if let Ok(answer) = awake::timeout(hedge_after, &mut first).await {
             return answer;
         }
         if !self.care.may_repeat() {
@@ -245,7 +245,7 @@ impl Reading {
                 biased;
                 piece = self.body.next() => Step::Piece(piece.transpose()),
                 second = run(&mut self.second) => Step::Second(second),
-                () = tokio::time::sleep(self.care.hedge_after), if may_hedge => Step::Stalled,
+                () = awake::sleep(self.care.hedge_after), if may_hedge => Step::Stalled,
             };
             match step {
                 Step::Piece(Ok(Some(piece))) => return Ok(Some(self.deliver(piece))),

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 
 use super::metrics::{Kind, OriginMetrics};
-use super::{Body, OriginError};
+use super::{Body, OriginError, awake};
 
 /// What to take out of a response's body.
 #[derive(Clone, Debug)]
@@ -49,7 +49,7 @@ impl Delivery {
     ) -> Result<Option<Bytes>, OriginError> {
         let mut body = pin!(body);
         while self.want > 0 {
-            let piece = match tokio::time::timeout(self.progress_timeout, body.next()).await {
+            let piece = match awake::timeout(self.progress_timeout, body.next()).await {
                 Ok(Some(Ok(piece))) => piece,
                 Ok(Some(Err(error))) => return Err(self.broken(format!("connection lost: {error}"))),
                 Ok(None) => return Err(self.broken("body ended early".to_owned())),

@@ -5,6 +5,7 @@
 //! This module refuses to keep bytes, to verify digests and to decide who fetches: it reads when told.
 
 pub mod access;
+pub mod awake;
 mod aws;
 mod care;
 #[cfg(test)]
