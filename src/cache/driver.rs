@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -309,13 +310,18 @@ impl Driver {
             meter: Meter::new(flow, self.shared.commands.clone()),
         };
         let commands = self.shared.commands.clone();
-        self.shared.tasks.spawn(async move {
+        let mut work = Box::pin(async move {
             let _filling = filling;
             let outcome = work.run(source).await;
             let received = flight.received();
             // The driver being gone means shutdown.
             let _ = commands.send(Command::Ended { flow, received, outcome }).await;
         });
+        // The first step, up to the request, is taken here: requests leave in the order in which the swarm gave them
+        // out, the reader's chunk first. The runtime begins with the task that was spawned last.
+        if (&mut work).now_or_never().is_none() {
+            self.shared.tasks.spawn(work);
+        }
         self.flows.insert(flow, Running { key, open, chunk, stop });
     }
 

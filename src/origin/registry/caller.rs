@@ -10,10 +10,10 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use zeroize::Zeroizing;
 
+use super::Registry;
 use super::credentials::{Credential, CredentialSource};
-use super::{REMEMBERED_LOCATIONS, Registry};
+use super::location::Locations;
 use crate::origin::access::Access;
-use crate::origin::recent::Recent;
 use crate::origin::registry::authorizer::Authorizer;
 
 impl Registry {
@@ -31,7 +31,7 @@ impl Registry {
         Self {
             client: Arc::clone(&self.client),
             authorizer: Authorizer::new(CredentialSource::Caller(credential)),
-            locations: parking_lot::Mutex::new(Recent::new(REMEMBERED_LOCATIONS)),
+            locations: Locations::default(),
             access: self.access,
         }
     }

@@ -66,7 +66,8 @@ impl Question<'_> {
     }
 }
 
-/// Asks, authenticates when challenged, follows redirects, and counts every request that was sent.
+/// Asks, authenticates when challenged, follows redirects, and counts every request that was sent. `led_to` hears of
+/// each redirect before it is followed.
 ///
 /// # Errors
 /// When there is no answer; and, as [`OriginError`] tells them apart, when it is not a success.
@@ -74,6 +75,7 @@ pub(super) async fn ask(
     client: &Client,
     authorizer: &Authorizer,
     question: &Question<'_>,
+    led_to: &(dyn Fn(&Url) + Sync),
 ) -> Result<Answer, OriginError> {
     let headers = question.headers()?;
     let mut url = question.url.clone();
@@ -106,6 +108,7 @@ pub(super) async fn ask(
             }
             client.metrics().request(Kind::Metadata, Outcome::Ok);
             url = next(client, &url, &response)?;
+            led_to(&url);
             client.read_aside(response).await;
         } else {
             let checked = check(client, authorizer, question, &url, response).await;

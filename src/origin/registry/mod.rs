@@ -14,6 +14,7 @@ mod content;
 mod credentials;
 mod ecr;
 mod exchange;
+mod location;
 #[cfg(test)]
 pub mod stub;
 #[cfg(test)]
@@ -24,7 +25,6 @@ use std::sync::Arc;
 
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, Method, StatusCode};
-use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use url::Url;
 
@@ -35,11 +35,10 @@ pub use credentials::Credential;
 
 use self::authorizer::Authorizer;
 use self::client::Client;
-use self::content::Location;
 use self::ecr::EcrTokens;
 use self::exchange::{Answer, Question, ask};
+use self::location::Locations;
 use super::access::Access;
-use super::recent::Recent;
 use super::{Kind, Metrics, OriginError};
 use crate::content::{Algorithm, ByteRange, Digest};
 use crate::oci::{self, MAX_MANIFEST_BYTES, Reference, RepositoryName};
@@ -51,8 +50,8 @@ const ANY_MANIFEST: &str = "application/vnd.oci.image.index.v1+json, application
      application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.docker.distribution.manifest.v2+json, */*";
 
-/// Blobs whose place is remembered. A node reads a few dozen images of some tens of layers at a time.
-const REMEMBERED_LOCATIONS: usize = 4096;
+/// What a repository's blobs are under; manifests are under another name.
+const BLOBS: &str = "blobs";
 
 /// The registries that are configured, by the name under which clients know them.
 #[derive(Clone, Debug)]
@@ -104,15 +103,12 @@ pub struct ResolvedManifest {
     pub size: u64,
 }
 
-/// Locked while the registry is asked where a blob is.
-type LocationSlot = Arc<tokio::sync::Mutex<Location>>;
-
 /// One registry.
 #[derive(Debug)]
 pub struct Registry {
     client: Arc<Client>,
     authorizer: Authorizer,
-    locations: Mutex<Recent<(RepositoryName, Digest), LocationSlot>>,
+    locations: Locations,
     access: Access,
 }
 
@@ -121,7 +117,7 @@ impl Registry {
         Ok(Self {
             client: Arc::new(Client::new(config, metrics.origin(&config.name))?),
             authorizer: Authorizer::new(config.credential_source(ecr)?),
-            locations: Mutex::new(Recent::new(REMEMBERED_LOCATIONS)),
+            locations: Locations::default(),
             access: config.access,
         })
     }
@@ -160,7 +156,7 @@ impl Registry {
     /// # Errors
     /// [`OriginError`] when the registry does not say, or does not have it.
     pub async fn blob_size(&self, name: &RepositoryName, digest: &Digest) -> Result<u64, OriginError> {
-        let url = self.content_url(name, "blobs", &digest.to_string())?;
+        let url = self.content_url(name, BLOBS, &digest.to_string())?;
         let mut question =
             Question { method: Method::HEAD, name, url, accept: None, range: None, kind: Kind::Metadata };
         match self.ask(&question).await {
@@ -187,7 +183,7 @@ impl Registry {
     /// The blob's bytes. Sends nothing until it is read.
     #[must_use]
     pub fn blob(self: &Arc<Self>, name: RepositoryName, digest: Digest, size: u64) -> Content {
-        Content { registry: Arc::clone(self), name, digest, size, path: "blobs", accept: None }
+        Content { registry: Arc::clone(self), name, digest, size, path: BLOBS, accept: None }
     }
 
     /// The manifest's bytes. Sends nothing until it is read.
@@ -222,16 +218,12 @@ impl Registry {
 
     async fn ask(&self, question: &Question<'_>) -> Result<Answer, OriginError> {
         // Boxed: tokens, redirects and retries lie so deep that every caller's future would hold all of it.
-        self.client.care().ask(|| Box::pin(ask(&self.client, &self.authorizer, question))).await
+        self.client.care().ask(|| Box::pin(ask(&self.client, &self.authorizer, question, &|_| ()))).await
     }
 
     /// `kind` is `blobs` or `manifests`. Names, tags and digests obey grammars that need no escaping in a path.
     fn content_url(&self, name: &RepositoryName, kind: &str, reference: &str) -> Result<Url, OriginError> {
         self.client.url(&format!("v2/{name}/{kind}/{reference}"))
-    }
-
-    fn location(&self, name: &RepositoryName, digest: &Digest) -> LocationSlot {
-        self.locations.lock().get_or_insert_with(&(name.clone(), digest.clone()), Arc::default)
     }
 }
 

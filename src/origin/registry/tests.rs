@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{HeaderMap, Method};
+use parking_lot::Mutex;
 
 use super::client::Client;
 use super::stub::{Reply, Seen, Stub, registry};
