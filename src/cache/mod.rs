@@ -50,6 +50,7 @@ pub use reader::{Reader, Sources};
 
 use driver::Command;
 use open::Open;
+use seal::Until;
 use shared::Shared;
 
 /// Commands the engine may fall behind by before senders wait; each is small, and 4,096 are a burst of 16 chunks'
@@ -312,7 +313,7 @@ impl Content {
     /// When the content cannot be had, or the disk cannot hold it.
     pub async fn fill(&self) -> Result<(), ReadError> {
         let _demand = self.open.demand_all();
-        seal::wait(&self.open).await?;
+        seal::wait(&self.open, Until::Sealed).await?;
         if self.open.is_unstorable() {
             return Err(ReadError::Store {
                 content: self.open.id.to_string(),

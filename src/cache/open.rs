@@ -38,13 +38,24 @@ pub(super) struct Open {
     tally: Tally,
 }
 
-/// What became of a content as a whole.
+/// What became of a content as a whole. Failures so far are counted, so that a later fill does not take an earlier one's
+/// for its own.
 #[derive(Clone, Debug)]
 pub(super) enum Outcome {
-    Pending,
+    Pending(u64),
+    /// The whole was compared with its name; the disk is still to have that in writing.
+    Verified(u64),
     Sealed,
-    /// Counted, so that a later fill does not take an earlier one's failure for its own.
     Failed(u64, ReadError),
+}
+
+impl Outcome {
+    pub(super) const fn failures(&self) -> u64 {
+        match self {
+            Self::Pending(count) | Self::Verified(count) | Self::Failed(count, _) => *count,
+            Self::Sealed => 0,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -107,7 +118,7 @@ impl Open {
         let sealed = entry.as_ref().is_some_and(|entry| entry.is_sealed());
         let local = entry.as_ref().map_or(0, |entry| entry.have().bytes(&layout));
         let tally = Tally { local: local.into(), ..Tally::default() };
-        let outcome = watch::Sender::new(if sealed { Outcome::Sealed } else { Outcome::Pending });
+        let outcome = watch::Sender::new(if sealed { Outcome::Sealed } else { Outcome::Pending(0) });
         Self {
             shared,
             id,
@@ -272,13 +283,21 @@ impl Open {
             && !self.sealing.swap(true, Ordering::AcqRel)
     }
 
+    /// Readers need not wait for the disk to have it in writing.
+    pub(super) fn verified(&self) {
+        self.outcome.send_modify(|outcome| *outcome = Outcome::Verified(outcome.failures()));
+    }
+
     /// `false` when a chunk was lost meanwhile.
     pub(super) fn end_sealing(&self, sealed: Result<bool, ReadError>) {
         // First, so that who is told below may begin again.
         self.sealing.store(false, Ordering::Release);
         match sealed {
             Ok(true) => drop(self.outcome.send_replace(Outcome::Sealed)),
-            Ok(false) => self.shared.mark_dirty(self.key),
+            Ok(false) => {
+                self.outcome.send_modify(|outcome| *outcome = Outcome::Pending(outcome.failures()));
+                self.shared.mark_dirty(self.key);
+            }
             Err(error) => self.fail(&error),
         }
     }
@@ -289,10 +308,7 @@ impl Open {
         for flight in flights.values() {
             flight.failed(error.clone());
         }
-        self.outcome.send_modify(|outcome| {
-            let count = if let Outcome::Failed(count, _) = outcome { *count + 1 } else { 1 };
-            *outcome = Outcome::Failed(count, error.clone());
-        });
+        self.outcome.send_modify(|outcome| *outcome = Outcome::Failed(outcome.failures() + 1, error.clone()));
     }
 }
 

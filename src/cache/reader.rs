@@ -17,7 +17,7 @@ use super::error::ReadError;
 use super::feed::Feed;
 use super::flight::Provenance;
 use super::open::{Open, ReadToken};
-use super::seal;
+use super::seal::{self, Until};
 
 /// Bytes of one read by where this node got them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,7 +96,7 @@ impl Walk {
         let whole = layout.chunk_range(chunk);
         let part = self.rest.intersect(whole);
         if self.must_be_sealed(part) {
-            seal::wait(&self.open).await?;
+            seal::wait(&self.open, Until::Verified).await?;
         }
         let feed = self.feed.get_or_insert_with(|| Feed::checked(&self.open, chunk));
         // Offsets within a chunk fit 32 bits because its length does.

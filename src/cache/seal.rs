@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use tokio::sync::watch;
 
 use crate::content::{Attestation, ChunkIndex, ChunkSet, ContentId};
 use crate::origin::OriginError;
@@ -17,11 +16,20 @@ use super::driver::Command;
 use super::error::ReadError;
 use super::open::{Open, Outcome};
 
-/// Waits until the content is sealed, as long as bytes keep arriving. Returns at once for a content that the disk has
-/// no room for: it passes through, and containerd checks the digest itself.
-pub(super) async fn wait(open: &Open) -> Result<(), ReadError> {
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Until {
+    /// The whole was compared with its name: what a reader needs.
+    Verified,
+    /// And that is durable.
+    Sealed,
+}
+
+/// Waits until the content is verified or sealed, as long as bytes keep arriving. Returns at once for a content that the
+/// disk has no room for: it passes through, and containerd checks the digest itself.
+pub(super) async fn wait(open: &Open, until: Until) -> Result<(), ReadError> {
     let mut outcome = open.outcome();
-    let failures = failures(&outcome);
+    let failures = outcome.borrow().failures();
     let stall = open.shared.config.stall_timeout();
     loop {
         if open.is_unstorable() {
@@ -29,8 +37,9 @@ pub(super) async fn wait(open: &Open) -> Result<(), ReadError> {
         }
         match &*outcome.borrow_and_update() {
             Outcome::Sealed => return Ok(()),
+            Outcome::Verified(_) if until == Until::Verified => return Ok(()),
             Outcome::Failed(count, error) if *count > failures => return Err(error.clone()),
-            Outcome::Failed(..) | Outcome::Pending => {}
+            Outcome::Failed(..) | Outcome::Pending(_) | Outcome::Verified(_) => {}
         }
         let before = open.progress();
         tokio::select! {
@@ -59,17 +68,15 @@ pub(super) fn begin(open: &Arc<Open>) {
     });
 }
 
-fn failures(outcome: &watch::Receiver<Outcome>) -> u64 {
-    match *outcome.borrow() {
-        Outcome::Failed(count, _) => count,
-        _ => 0,
-    }
-}
-
 /// `false` when it turned out not to be whole.
 async fn run(open: &Arc<Open>) -> Result<bool, ReadError> {
     let Some(entry) = &open.entry else { return Ok(false) };
-    match entry.seal().await {
+    let verified = entry.verify_whole().await.inspect(|()| open.verified());
+    let sealed = match verified {
+        Ok(()) => entry.seal().await,
+        failed => failed,
+    };
+    match sealed {
         Ok(()) => Ok(true),
         Err(SealError::Mismatch { .. }) => {
             open.shared.metrics.verification_failures.inc();

@@ -31,21 +31,39 @@ impl Entry {
         }
     }
 
+    /// Checks the whole as [`seal`](Self::seal) does and records nothing: what readers wait for, who do not wait for the
+    /// disk. A seal that follows does not hash again.
+    ///
+    /// # Errors
+    /// As for [`seal`](Self::seal).
+    pub async fn verify_whole(self: &Arc<Self>) -> Result<(), SealError> {
+        match &self.id {
+            ContentId::Blob(digest) if !self.is_sealed() => self.matches(digest).await.map(|_| ()),
+            _ => self.check_complete(),
+        }
+    }
+
     /// Like [`seal`](Self::seal), but the whole must have `expected`: for an object whose digest somebody supplied.
     ///
     /// # Errors
     /// As for [`seal`](Self::seal). A content that was sealed stays so.
     pub async fn seal_matching(self: &Arc<Self>, expected: &Digest) -> Result<(), SealError> {
+        let removals = self.matches(expected).await?;
+        if self.is_sealed() {
+            return Ok(());
+        }
+        self.record_seal(removals).await
+    }
+
+    /// The removal count for which the whole has the digest `expected`.
+    async fn matches(self: &Arc<Self>, expected: &Digest) -> Result<u64, SealError> {
         let (actual, removals) = self.whole_digest(expected).await?;
         if actual != *expected {
             self.shared.metrics.seal_mismatches.inc();
             self.forget_whole_hash();
             return Err(SealError::Mismatch { expected: expected.clone(), actual });
         }
-        if self.is_sealed() {
-            return Ok(());
-        }
-        self.record_seal(removals).await
+        Ok(removals)
     }
 
     /// The whole's digest by `expected`'s algorithm, and the removal count that it belongs to.
