@@ -299,6 +299,7 @@ impl Driver {
             return;
         };
         let flight = open.flight(chunk);
+        tracing::trace!(content = %open.id, chunk = chunk.0, flow = flow.0, from = %source, "flow begins");
         let filling = flight.begin_flow(source.provenance());
         open.departs(chunk, source.provenance());
         let stop = CancellationToken::new();
@@ -335,6 +336,7 @@ impl Driver {
         let Some(running) = self.flows.remove(&flow) else {
             return self.ended_after_cancel(&outcome);
         };
+        tracing::trace!(content = %running.open.id, chunk = running.chunk.0, flow = flow.0, received, "flow ended");
         match outcome {
             Ok(attestation) => {
                 self.origin_failures.remove(&running.key);

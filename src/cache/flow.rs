@@ -68,6 +68,15 @@ impl Origin {
     }
 }
 
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Peer { peer, .. } => f.write_str(&peer.name),
+            Self::Source => f.write_str("the origin"),
+        }
+    }
+}
+
 /// Everything a flow needs.
 pub(super) struct Flow {
     pub(super) open: Arc<Open>,

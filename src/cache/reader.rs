@@ -106,6 +106,7 @@ impl Walk {
         self.account(chunk, bytes.len() as u64);
         self.rest = ByteRange::new(self.rest.start() + bytes.len() as u64, self.rest.end());
         if self.rest.start() == whole.end() {
+            tracing::trace!(content = %self.open.id, chunk = chunk.0, "read");
             self.feed = None;
             self.open.release_kept(chunk);
             self.token.advance(self.rest);
