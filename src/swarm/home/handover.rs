@@ -129,6 +129,8 @@ impl Home {
         let Recovery::Waiting(inquiry) = &known.recovery else { return };
         if inquiry.is_over(core.now) {
             known.recovery = Recovery::Done;
+            // Answers are paced for those who ask often; who has waited for this one is not made to wait on.
+            known.served = Time::default();
         } else {
             core.timers.set_by(Timer::Stripe(key), inquiry.next(core.now));
         }
