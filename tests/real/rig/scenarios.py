@@ -95,7 +95,7 @@ def home_killed(swarm: Swarm, links: Links) -> Played:
 def holder_stopped(swarm: Swarm, links: Links) -> Played:
     """SIGSTOP, and SIGCONT after its claims were given to others; its own pull must end well too.
 
-    Who wakes from such a sleep takes all the others for silent, so this is a partition in two, and may cost as much.
+    Lost is what it was fetching, and what it alone had. Whoever wakes must not believe what it knew: nothing more is lost.
     """
     stopped = swarm.daemons[0].process
 
@@ -107,7 +107,8 @@ def holder_stopped(swarm: Swarm, links: Links) -> Played:
 
     run = swarm.run(during=happen)
     swarm.wait_until_settled()
-    return replace(_played("a holder stands still", swarm, run, links), timed=swarm.names[1:], most=2.0)
+    played = _played("a holder stands still", swarm, run, links, lost=LEASES_OF_A_NODE)
+    return replace(played, timed=swarm.names[1:])
 
 
 def partitioned(swarm: Swarm, links: Links) -> Played:
@@ -149,9 +150,10 @@ def capped_origin(swarm: Swarm, links: Links) -> Played:
     swarm.shape(replace(set_to, origin_total=2 * set_to.origin_node))
     run = swarm.run()
     swarm.shape(set_to)
-    # Streams share a cap unevenly, and the slowest lose their claims.
-    stolen = int(run.counters["leases_stolen"])
-    return _played("the origin is capped", swarm, run, replace(links, origin_total=2 * links.origin_node), lost=stolen)
+    # 64 streams share a queue of first in, first out, and a few of them starve: such a one is asked for once more by its
+    # own node (`origin::care`), or its claim goes to another. None of it is needed where the streams share fairly.
+    again = int(run.counters["leases_stolen"] + run.counters["second_requests"])
+    return _played("the origin is capped", swarm, run, replace(links, origin_total=2 * links.origin_node), lost=again)
 
 
 def throttled_origin(swarm: Swarm, links: Links) -> Played:
@@ -212,7 +214,7 @@ FAULTS: tuple[Scenario, ...] = (
 )
 
 
-def _played(name: str, swarm: Swarm, run: Run, links: Links, lost: int = 0) -> Played:
+def _played(name: str, swarm: Swarm, run: Run, links: Links, lost: float = 0) -> Played:
     """For a burst in which so many chunks may have to be fetched again."""
     bound = burst_bound_s(swarm.size, len(swarm.machines), links)
     return Played(name, run, bound, swarm.names, swarm.names, 1.0 + lost / swarm.chunks)
@@ -252,8 +254,8 @@ def _killed(name: str, swarm: Swarm, links: Links, of: Callable) -> Played:
 def _sick(name: str, swarm: Swarm, links: Links, *faults: Fault, for_s: float | None = None) -> Played:
     """With a duration the faults come in mid-pull and go; without, they are there all the time.
 
-    Each may have a chunk sent once more: what a broken body brought need not be sent again, but may be, and who takes
-    a claim from a stalled node may be overtaken by it.
+    A refusal sends nothing in vain. A body breaks in its middle: at most half of a chunk is, what a reset loses of it, or
+    what two send at once when a claim is taken from a stalled node that is then faster after all.
     """
     dealt: list[int] = []
 
@@ -267,7 +269,8 @@ def _sick(name: str, swarm: Swarm, links: Links, *faults: Fault, for_s: float | 
         swarm.origin.misbehave(*faults)
     run = swarm.run(during=happen if for_s else None)
     dealt.append(swarm.origin.misbehave())
-    return _played(name, swarm, run, links, lost=sum(dealt))
+    in_vain = 0.0 if all(fault.kind == "status" for fault in faults) else sum(dealt) / 2
+    return _played(name, swarm, run, links, lost=in_vain)
 
 
 def _wait(swarm: Swarm, links: Links) -> None:

@@ -77,7 +77,7 @@ class Run:
     idle: float
     """The share of the machine's CPU time that nobody, or only a niced process, had."""
     counters: dict[str, float] = field(default_factory=dict)
-    """`windlass_swarm` over all nodes that live, as it grew in this run."""
+    """What `counters` tells of all nodes that live, as it grew in this run."""
 
     def origin_bytes(self) -> int:
         return sum(request.object_bytes() for request in self.requests)
@@ -366,9 +366,11 @@ def settled(daemon: Daemon) -> int:
 
 
 def counters(daemon: Daemon) -> dict[str, float]:
-    """`windlass_swarm` by kind."""
-    found = {}
+    """`windlass_swarm` by kind, and the `second_requests` that an origin which brought nothing was sent."""
+    found = {"second_requests": 0.0}
     for line in daemon.metrics_text().decode().splitlines():
+        if line.startswith("windlass_origin_hedges_total{"):
+            found["second_requests"] += float(line.rsplit(" ", 1)[1])
         if line.startswith("windlass_swarm{"):
             label, value = line.rsplit(" ", 1)
             found[label.split('kind="')[1].split('"')[0]] = float(value)
