@@ -231,9 +231,7 @@ def _quarter_slow(name: str, swarm: Swarm, links: Links) -> Played:
     swarm.shape(set_to)
     fast = [node for node in swarm.names if node not in slow]
     # What the fast ones need of each other; that the slow ones send as well only helps.
-    # A node whose link's queue holds its answers back for longer than a home's may take is passed over as a dead one is.
-    played = _played(name, swarm, run, links, lost=LEASES_OF_A_NODE * len(slow))
-    return replace(played, timed=fast, bound_s=burst_bound_s(swarm.size, len(fast), links))
+    return replace(_played(name, swarm, run, links), timed=fast, bound_s=burst_bound_s(swarm.size, len(fast), links))
 
 
 def _killed(name: str, swarm: Swarm, links: Links, of: Callable) -> Played:
