@@ -1,5 +1,7 @@
 //! The machine itself: takes events in, hands actions out.
 
+use std::collections::BTreeSet;
+
 use super::config::Config;
 use super::core::Core;
 use super::event::{Action, Admission, Event};
@@ -9,8 +11,8 @@ use super::requester::Requester;
 use super::stats::Stats;
 use super::time::Time;
 use super::timers::Timer;
-use super::view::Evidence;
-use crate::content::{ChunkIndex, ContentKey, NodeId};
+use super::view::{Evidence, StripeKey};
+use crate::content::{ChunkIndex, ContentKey, NodeId, StripeIndex};
 use crate::wire::Message;
 
 /// One node's part in the swarm. See the module documentation for how to drive it.
@@ -95,6 +97,30 @@ impl Swarm {
         self.uploads = self.uploads.saturating_sub(1);
     }
 
+    /// Who is home of a stripe, as this node sees it now.
+    #[must_use]
+    pub fn home_of(&self, content: ContentKey, stripe: StripeIndex) -> NodeId {
+        self.core.view.home(StripeKey { content, stripe })
+    }
+
+    /// The members with whom this node shares, without itself.
+    pub fn others(&self) -> impl Iterator<Item = &Member> {
+        self.core.view.members().filter(|member| member.id != self.core.me)
+    }
+
+    /// Of the chunks `held` of a stripe, those that nobody but the nodes in `leaving` holds, as far as this node, asked as
+    /// their home, knows. A stripe that it knows nothing of is held by nobody.
+    #[must_use]
+    pub fn unshared(
+        &self,
+        content: ContentKey,
+        stripe: StripeIndex,
+        held: u64,
+        leaving: &BTreeSet<NodeId>,
+    ) -> u64 {
+        held & !self.home.held_by_others(&self.core.view, StripeKey { content, stripe }, leaving)
+    }
+
     /// Counters and gauges. Costs a walk over the tables: for scrapes, not for the hot path.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -166,6 +192,8 @@ impl Swarm {
             }
             Message::Table(table) => self.home.on_table(core, from, &table),
             Message::Announce(announce) => self.home.on_announce(core, from, &announce),
+            // No claim is touched by it: the engine keeps it to itself.
+            Message::Parting(_) => {}
         }
     }
 }

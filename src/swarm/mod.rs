@@ -54,6 +54,9 @@
 //! | `Ask`, `Table` | new home, others; back | what do you know of this stripe; this, and who is home |
 //! | `Announce` | holder, home | what is held of stripes nobody here asks for |
 //!
+//! What a node that leaves says ([`Parting`](crate::wire::Parting)) goes past the machine: the engine asks it who is home
+//! and who holds what, and the taker fetches by demand like any reader.
+//!
 //! A stripe at its home is *due* (known, nobody asked yet), *waiting* (for those who may have been home) or *done*: only
 //! then does it grant leases. A chunk at a requester is wanted, queued, in the air from a peer or with a lease, or held.
 //!

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::frame::Frame;
+use super::parting::Parting;
 use crate::content::{Attestation, ChunkDigest, ContentKey, NodeId, STRIPE_CHUNKS, StripeIndex};
 
 /// Nodes a sender may name as unreachable: the homes it passed over. More than the three best ranks are never
@@ -28,6 +29,8 @@ pub enum Message {
     Ask(Ask),
     Table(Table),
     Announce(Announce),
+    /// Not about claims: the engine's business.
+    Parting(Parting),
 }
 
 /// Requester to home: all there is to say about the sender and one stripe. Each replaces the one before.
@@ -223,6 +226,7 @@ impl Frame for Message {
                 announce.stripes.len() <= MAX_ANNOUNCED_STRIPES
                     && announce.stripes.iter().all(|(stripe, _)| is_stripe(*stripe))
             }
+            Self::Parting(parting) => parting.is_within_bounds(),
         }
     }
 }

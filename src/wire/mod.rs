@@ -1,6 +1,7 @@
 //! Bytes of the peer protocol `windlass/1`: what nodes say to each other about chunks.
 //!
-//! Two conversations use it. *Messages* are single frames between any two nodes and carry claims: see [`Message`].
+//! Two conversations use it. *Messages* are single frames between any two nodes and carry claims, and what
+//! a node that leaves has to say: see [`Message`].
 //! A *chunk stream* moves the bytes of one chunk: the requester opens a bidirectional stream and sends a
 //! [`ChunkRequest`]; the responder sends a [`ChunkResponse`] and, when serving, the announced number of raw bytes
 //! and a [`ChunkTrailer`].
@@ -15,6 +16,7 @@
 mod chunk;
 mod frame;
 mod message;
+mod parting;
 
 pub use chunk::{ChunkRequest, ChunkResponse, ChunkTrailer, code};
 pub use frame::{DecodeError, FRAME_PREFIX_BYTES, Frame, body_len, decode, decode_body, encode};
@@ -23,6 +25,7 @@ pub use message::{
     Leases, MAX_ANNOUNCED_STRIPES, MAX_CANDIDATES, MAX_LEASES, MAX_SUSPECTS, MAX_TABLE_ROWS, Message,
     Redirect, Source, Table, TableRow, Trouble, Want,
 };
+pub use parting::{Inventory, MAX_INVENTORY_STRIPES, MAX_TAKEN_STRIPES, Parting, StripeChunks, Take, Took};
 
 /// The application protocol that both ends of a peer connection must agree on.
 pub const ALPN: &[u8] = b"windlass/1";

@@ -9,7 +9,7 @@ mod handover;
 mod leases;
 mod stripe;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub(crate) use self::assign::scaled;
@@ -21,7 +21,7 @@ use self::stripe::{RowId, Stripe};
 use super::core::Core;
 use super::time::Time;
 use super::timers::Timer;
-use super::view::StripeKey;
+use super::view::{StripeKey, View};
 use crate::content::{ContentKey, NodeId, StripeIndex};
 use crate::wire::{Announce, Answer, Assignment, Failure, LeaseEnd, Message, Redirect, Trouble, Want};
 
@@ -114,6 +114,14 @@ impl Home {
             known.stripe.interrupt(row);
             self.serve_soon(core, key);
         }
+    }
+
+    /// Chunks of a stripe that somebody outside `leaving` holds and can be reached for.
+    pub(crate) fn held_by_others(&self, view: &View, key: StripeKey, leaving: &BTreeSet<NodeId>) -> u64 {
+        let Some(known) = self.stripes.get(&key) else { return 0 };
+        let stays = |node: NodeId| !leaving.contains(&node) && view.is_reachable(node);
+        let staying = known.stripe.rows().filter(|row| stays(row.node));
+        staying.fold(0, |held, row| held | row.have)
     }
 
     /// Gauges into the statistics.
