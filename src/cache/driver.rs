@@ -18,21 +18,25 @@ use crate::origin::OriginError;
 use crate::store::{Entry, Loss};
 use crate::swarm::membership::PeerBook;
 use crate::swarm::{Action, Admission, Claim, Event, FlowFailure, FlowId, Swarm, Time};
-use crate::wire;
+use crate::wire::{self, Inventory, MAX_INVENTORY_STRIPES, Parting, StripeChunks};
 
 use super::clock::Clock;
 use super::error::ReadError;
 use super::flow::{Flow, FlowError, Origin};
 use super::meter::Meter;
 use super::open::Open;
-use super::seal;
+use super::parting::{self, Heard};
 use super::shared::Shared;
+use super::{seal, take};
 
 /// Origin failures in a row, over all chunks of a content, before its readers are told, and how long they must have
 /// lasted: a node has many chunks in the air, so that one bad second of an origin's is a dozen failures at once. The
 /// swarm's back-off doubles from 100 ms; the readers' own deadlines run beside.
 const ORIGIN_FAILURES_MAX: u32 = 7;
 const ORIGIN_FAILURES_FOR: Duration = Duration::from_secs(13);
+
+/// Who may listen at a time: the leaving node, and a few commands.
+const LISTENERS_MAX: usize = 16;
 
 /// How often counters are copied into the metrics, and the clock is looked at, at least.
 const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -71,6 +75,10 @@ pub(super) enum Command {
         received: u32,
         outcome: Result<Attestation, FlowError>,
     },
+    /// Somebody here offers contents, and listens there to what is said.
+    Listen(mpsc::Sender<Heard>),
+    /// Have the homes say what nobody else holds, and say who is there.
+    AskHomes(Vec<StripeChunks>),
 }
 
 /// Runs until shutdown.
@@ -84,6 +92,8 @@ pub(super) async fn run(shared: Arc<Shared>, swarm: Swarm, mut inbox: mpsc::Rece
         flows: BTreeMap::new(),
         open: BTreeSet::new(),
         origin_failures: BTreeMap::new(),
+        leaving: BTreeSet::new(),
+        listeners: Vec::new(),
     };
     driver.begin();
     let mut export = tokio::time::interval(EXPORT_INTERVAL);
@@ -112,6 +122,11 @@ struct Driver {
     open: BTreeSet<ContentKey>,
     /// Failures of the origin in a row, and since when, by content.
     origin_failures: BTreeMap<ContentKey, (u32, Instant)>,
+    /// Members that said that they leave: what they hold counts for nothing.
+    leaving: BTreeSet<NodeId>,
+    /// Those here who offer contents: this node when it leaves, and commands that warm others. At most
+    /// [`LISTENERS_MAX`].
+    listeners: Vec<mpsc::Sender<Heard>>,
 }
 
 struct Running {
@@ -179,6 +194,7 @@ impl Driver {
 
     fn members(&mut self) {
         let PeerBook { members, synced, .. } = self.shared.peers.borrow().clone();
+        self.leaving.retain(|node| members.iter().any(|member| member.id == *node));
         self.tell(Event::Members { members, synced });
     }
 
@@ -198,6 +214,7 @@ impl Driver {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Message { from, bytes } => match wire::decode(&bytes) {
+                Ok(wire::Message::Parting(parting)) => self.heard(from, parting),
                 Ok(message) => self.tell(Event::Message { from, message }),
                 Err(error) => tracing::warn!(peer = %from, %error, "message dropped"),
             },
@@ -220,6 +237,74 @@ impl Driver {
                 }
             }
             Command::Ended { flow, received, outcome } => self.ended(flow, received, outcome),
+            Command::Listen(listener) => self.listen(listener),
+            Command::AskHomes(questions) => self.ask_homes(questions),
+        }
+    }
+
+    /// What is said when a node leaves.
+    fn heard(&mut self, from: NodeId, parting: Parting) {
+        match parting {
+            Parting::Leaving(inventory) => {
+                let is_member = self.shared.address(from).is_some();
+                if is_member {
+                    self.leaving.insert(from);
+                }
+                let unshared = self.unshared(&inventory.stripes);
+                parting::send(&self.shared, from, Parting::Unshared(unshared));
+            }
+            Parting::Take(take) => take::answer(&self.shared, from, take),
+            said @ (Parting::Unshared(_) | Parting::Took(_)) => {
+                self.tell_listeners(&Heard::Said { from, parting: said });
+            }
+        }
+    }
+
+    /// Of what a leaving node holds, what nobody who stays holds.
+    fn unshared(&self, held: &[StripeChunks]) -> Inventory {
+        let left = |held: &StripeChunks| StripeChunks {
+            chunks: self.swarm.unshared(held.content, held.stripe, held.chunks, &self.leaving),
+            ..*held
+        };
+        Inventory { stripes: held.iter().map(left).collect() }
+    }
+
+    fn ask_homes(&mut self, questions: Vec<StripeChunks>) {
+        let me = self.shared.transport.local();
+        self.leaving.insert(me);
+        let staying = self.swarm.others().filter(|member| !self.leaving.contains(&member.id));
+        self.tell_listeners(&Heard::Members(staying.cloned().collect()));
+        let mut by_home = BTreeMap::<NodeId, Vec<StripeChunks>>::new();
+        for question in questions {
+            by_home.entry(self.swarm.home_of(question.content, question.stripe)).or_default().push(question);
+        }
+        for (home, stripes) in by_home {
+            for part in stripes.chunks(MAX_INVENTORY_STRIPES) {
+                if home == me {
+                    let parting = Parting::Unshared(self.unshared(part));
+                    self.tell_listeners(&Heard::Said { from: me, parting });
+                } else {
+                    let inventory = Inventory { stripes: part.to_vec() };
+                    parting::send(&self.shared, home, Parting::Leaving(inventory));
+                }
+            }
+        }
+    }
+
+    fn listen(&mut self, listener: mpsc::Sender<Heard>) {
+        self.listeners.retain(|listener| !listener.is_closed());
+        // One too many hears nothing, and sees its channel closed.
+        if self.listeners.len() < LISTENERS_MAX {
+            self.listeners.push(listener);
+        }
+    }
+
+    /// What a listener has no room to hear now, it asks again.
+    fn tell_listeners(&self, heard: &Heard) {
+        for listener in self.listeners.iter().filter(|listener| !listener.is_closed()) {
+            if listener.try_send(heard.clone()).is_err() {
+                self.shared.metrics.messages_dropped.inc();
+            }
         }
     }
 

@@ -147,7 +147,9 @@ impl Flow {
         let range = ByteRange::new(whole.start() + u64::from(offset), whole.end());
         let mut at = offset;
         if !range.is_empty() {
-            let mut body = self.of_origin(self.open.source.read(range)).await?;
+            let open = Arc::clone(&self.open);
+            let source = open.source().map_err(FlowError::Origin)?;
+            let mut body = self.of_origin(source.read(range)).await?;
             while at < self.len() {
                 let Some(piece) = self.of_origin(body.next().map(Option::transpose)).await? else { break };
                 self.open.took_in(piece.len());
@@ -157,7 +159,7 @@ impl Flow {
         }
         if at != self.len() {
             return Err(FlowError::Origin(OriginError::Failed {
-                origin: self.open.source.label().to_owned(),
+                origin: self.open.source_label(),
                 reason: format!("the body ended after {at} of {} bytes", self.len()),
             }));
         }
@@ -218,7 +220,7 @@ impl Flow {
             None => Err(FlowError::Cancelled),
             Some(Ok(answer)) => answer.map_err(FlowError::Origin),
             Some(Err(_)) => Err(FlowError::Origin(OriginError::Failed {
-                origin: self.open.source.label().to_owned(),
+                origin: self.open.source_label(),
                 reason: format!("no byte for {}", humantime::format_duration(idle)),
             })),
         }

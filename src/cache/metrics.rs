@@ -18,6 +18,11 @@ struct KindLabel {
     kind: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AnswerLabel {
+    answer: &'static str,
+}
+
 /// Counters and gauges of the cache; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
@@ -29,6 +34,9 @@ pub struct Metrics {
     pub(super) open_contents: Gauge,
     pub(super) commands_queued: Gauge,
     swarm: Family<KindLabel, Gauge>,
+    /// Offers of other nodes that are being taken; bounded.
+    pub(super) takings: Gauge,
+    offers: Family<AnswerLabel, Counter>,
 }
 
 impl Metrics {
@@ -58,12 +66,18 @@ impl Metrics {
             "Commands waiting for the engine; it is bounded",
             m.commands_queued,
         );
+        registry.register("takings", "Contents being taken that other nodes offered; at most 256", m.takings);
+        registry.register("offers", "Offers of contents by other nodes, by the answer they got", m.offers);
         registry.register("swarm", "State and counters of the swarm's decisions, by kind", m.swarm);
         this
     }
 
     pub fn received_from_peer(&self, zone: &str, bytes: u64) {
         self.peer_received_bytes.get_or_create(&ZoneLabel { zone: zone.to_owned() }).inc_by(bytes);
+    }
+
+    pub(super) fn count_offer(&self, answer: &'static str) {
+        self.offers.get_or_create(&AnswerLabel { answer }).inc();
     }
 
     pub(super) fn export(&self, stats: &swarm::Stats, flows: usize, open: usize, queued: usize) {

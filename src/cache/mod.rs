@@ -20,10 +20,13 @@ mod flight;
 mod flow;
 mod meter;
 mod metrics;
+mod offers;
 mod open;
+mod parting;
 mod reader;
 mod seal;
 mod shared;
+mod take;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -37,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::content::{ByteRange, ChunkIndex, ContentId, ContentKey, Layout, NodeId};
 use crate::origin::Source;
-use crate::store::{Entry, Pin, PlaceError, PlaceOptions, Placement, Store};
+use crate::store::{Entry, Pin, PlaceError, PlaceOptions, Placement, Store, Summary};
 use crate::swarm::membership::PeerBook;
 use crate::swarm::{Admission, Swarm};
 use crate::transport::Transport;
@@ -46,6 +49,7 @@ pub use error::{OpenError, ReadError};
 pub use feed::Feed;
 pub use metrics::Metrics;
 pub use open::Progress;
+pub use parting::Reply;
 pub use reader::{Reader, Sources};
 
 use driver::Command;
@@ -194,6 +198,16 @@ impl Cache {
         size: u64,
         source: Arc<dyn Source>,
     ) -> Result<Content, OpenError> {
+        self.open_with(&content, size, Some(source)).await
+    }
+
+    /// [`Self::open`]; without a source, chunks come from peers or not at all, until somebody opens it with one.
+    async fn open_with(
+        &self,
+        content: &ContentId,
+        size: u64,
+        source: Option<Arc<dyn Source>>,
+    ) -> Result<Content, OpenError> {
         if self.shared.shutdown.is_cancelled() {
             return Err(OpenError::Shutdown);
         }
@@ -202,11 +216,14 @@ impl Cache {
         let open = match self.shared.opened(key) {
             Some(open) => open,
             None => {
-                let entry = self.entry(&content, layout).await;
-                let make = || Arc::new(Open::new(Arc::clone(&self.shared), content, layout, source, entry));
-                self.shared.open_with(key, make)
+                let entry = self.entry(content, layout).await;
+                let made = || Arc::new(Open::new(Arc::clone(&self.shared), content.clone(), layout, entry));
+                self.shared.open_with(key, made)
             }
         };
+        if let Some(source) = source {
+            open.adopt(source);
+        }
         self.shared.mark_dirty(key);
         seal::begin(&open);
         Ok(Content { open })
@@ -228,7 +245,7 @@ impl Cache {
     /// Every content on disk.
     #[must_use]
     pub fn contents(&self) -> Vec<ContentSummary> {
-        let summary = |s: crate::store::Summary| ContentSummary {
+        let summary = |s: Summary| ContentSummary {
             name: s.id.to_string(),
             key: s.key.hex(),
             size: s.layout.size(),
@@ -275,6 +292,23 @@ impl Cache {
     /// No connection to `peer` is left.
     pub async fn disconnected(&self, peer: NodeId) {
         let _ = self.shared.commands.send(Command::PeerLost { peer }).await;
+    }
+
+    /// Offers what nobody else holds to those who stay, and returns when they have it, nobody is left to offer it to, or
+    /// at the deadline. This node goes on to serve meanwhile; it takes no such offers from now on.
+    pub async fn part(&self, deadline: Duration) {
+        self.shared.begin_parting();
+        parting::run(&self.shared, tokio::time::Instant::now() + deadline).await;
+    }
+
+    /// Offers to each of `nodes` what is held here of the contents that `is_meant`, and says what they answer; `None` is
+    /// silence. Again is how to see how far they are. Who takes fetches by its own rules, into free room.
+    pub async fn offer(
+        &self,
+        is_meant: impl Fn(&Summary) -> bool,
+        nodes: &[NodeId],
+    ) -> Vec<(ContentId, NodeId, Option<Reply>)> {
+        parting::offer(&self.shared, is_meant, nodes).await
     }
 
     /// Counts bytes that left for `peer`.

@@ -4,14 +4,14 @@
 //! Refuses to decide who fetches: the driver asks the swarm.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::content::{ByteRange, ChunkIndex, ChunkSet, ContentId, ContentKey, Layout};
-use crate::origin::Source;
+use crate::origin::{OriginError, Source};
 use crate::store::Entry;
 
 use super::error::ReadError;
@@ -24,7 +24,8 @@ pub(super) struct Open {
     pub(super) id: ContentId,
     pub(super) key: ContentKey,
     pub(super) layout: Layout,
-    pub(super) source: Arc<dyn Source>,
+    /// Where to fetch what nobody has; nothing while only a leaving node's offer has it open.
+    source: OnceLock<Arc<dyn Source>>,
     /// `None` when the store could not even make the file: everything passes through memory.
     pub(super) entry: Option<Arc<Entry>>,
     flights: Mutex<BTreeMap<ChunkIndex, Arc<Flight>>>,
@@ -63,6 +64,8 @@ struct Demands {
     next_id: u64,
     windows: BTreeMap<u64, Window>,
     fills: u32,
+    /// Chunks that a leaving node offered, by taking.
+    takings: BTreeMap<u64, ChunkSet>,
 }
 
 /// Chunks `from..to` that one reader wants next.
@@ -107,13 +110,7 @@ pub(super) struct Wanted {
 }
 
 impl Open {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        id: ContentId,
-        layout: Layout,
-        source: Arc<dyn Source>,
-        entry: Option<Arc<Entry>>,
-    ) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, id: ContentId, layout: Layout, entry: Option<Arc<Entry>>) -> Self {
         let key = id.key(layout.chunk_bytes());
         let sealed = entry.as_ref().is_some_and(|entry| entry.is_sealed());
         let local = entry.as_ref().map_or(0, |entry| entry.have().bytes(&layout));
@@ -124,7 +121,7 @@ impl Open {
             id,
             key,
             layout,
-            source,
+            source: OnceLock::new(),
             entry,
             flights: Mutex::default(),
             demands: Mutex::default(),
@@ -134,6 +131,25 @@ impl Open {
             quarantined: AtomicBool::new(false),
             tally,
         }
+    }
+
+    /// Fetches from `source` what nobody has, from now on; the first counts.
+    pub(super) fn adopt(&self, source: Arc<dyn Source>) {
+        let _ = self.source.set(source);
+    }
+
+    /// # Errors
+    /// When nobody here ever named the content's origin. It passes: whoever wants the content names it.
+    pub(super) fn source(&self) -> Result<&dyn Source, OriginError> {
+        self.source.get().map(AsRef::as_ref).ok_or_else(|| OriginError::Failed {
+            origin: "no origin".into(),
+            reason: "it was taken over from a node that left, and nobody here has asked for it since".into(),
+        })
+    }
+
+    /// Bounded label of the source, for errors and metrics.
+    pub(super) fn source_label(&self) -> String {
+        self.source().map_or_else(|_| String::new(), |source| source.label().to_owned())
     }
 
     pub(super) fn have(&self) -> ChunkSet {
@@ -157,7 +173,7 @@ impl Open {
     /// Drops flights that nobody fills and nobody waits for.
     pub(super) fn sweep_flights(&self) {
         let demands = self.demands.lock();
-        let wanted = demands.fills > 0 || !demands.windows.is_empty();
+        let wanted = demands.fills > 0 || !demands.windows.is_empty() || !demands.takings.is_empty();
         drop(demands);
         self.flights
             .lock()
@@ -169,6 +185,17 @@ impl Open {
         self.demands.lock().fills += 1;
         self.shared.mark_dirty(self.key);
         FillToken(Arc::clone(self))
+    }
+
+    /// Wants `chunks`, after all that readers want, until the token is dropped.
+    pub(super) fn demand_chunks(self: &Arc<Self>, chunks: ChunkSet) -> TakeToken {
+        let mut demands = self.demands.lock();
+        let id = demands.next_id;
+        demands.next_id += 1;
+        demands.takings.insert(id, chunks);
+        drop(demands);
+        self.shared.mark_dirty(self.key);
+        TakeToken { open: Arc::clone(self), id }
     }
 
     /// Wants the chunks of `range` next, within `ahead` chunks of its start, until the token is dropped.
@@ -196,7 +223,9 @@ impl Open {
         let chunks = if demands.fills > 0 || whole_blob {
             self.layout.chunks().filter(missing).collect()
         } else {
-            demands.windows.values().flat_map(|w| (w.from..w.to).map(ChunkIndex)).filter(missing).collect()
+            let read = demands.windows.values().flat_map(|w| (w.from..w.to).map(ChunkIndex));
+            let taken = demands.takings.values().flat_map(ChunkSet::iter);
+            read.chain(taken).filter(missing).collect()
         };
         Wanted { chunks, cursors: demands.windows.values().map(|w| ChunkIndex(w.from)).collect() }
     }
@@ -319,6 +348,19 @@ impl Drop for FillToken {
     fn drop(&mut self) {
         self.0.demands.lock().fills -= 1;
         self.0.shared.mark_dirty(self.0.key);
+    }
+}
+
+/// What a leaving node offered is wanted while this lives.
+pub(super) struct TakeToken {
+    open: Arc<Open>,
+    id: u64,
+}
+
+impl Drop for TakeToken {
+    fn drop(&mut self) {
+        self.open.demands.lock().takings.remove(&self.id);
+        self.open.shared.mark_dirty(self.open.key);
     }
 }
 

@@ -140,7 +140,7 @@ async fn refetch(open: &Arc<Open>, entry: &Arc<Entry>, chunks: &ChunkSet) -> Res
     let claimed: Vec<_> = chunks.iter().map(|chunk| (chunk, entry.attestation(chunk))).collect();
     for (chunk, attested) in claimed {
         entry.remove(&ChunkSet::from_iter([chunk])).await;
-        let body = open.source.read(open.layout.chunk_range(chunk)).await?;
+        let body = open.source()?.read(open.layout.chunk_range(chunk)).await?;
         let pieces = body.collect::<Vec<_>>().await.into_iter().collect::<Result<Vec<_>, OriginError>>()?;
         let truth = entry
             .insert(chunk, pieces, Expect::Attest(open.shared.transport.local()))

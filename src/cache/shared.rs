@@ -1,7 +1,7 @@
 //! What every part of the cache can reach.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -18,6 +18,7 @@ use super::Config;
 use super::driver::Command;
 use super::metrics::Metrics;
 use super::open::Open;
+use super::take::Takings;
 
 /// Owned by the [`Cache`](super::Cache) handles, the driver and every open content.
 pub(super) struct Shared {
@@ -36,6 +37,9 @@ pub(super) struct Shared {
     ended_uploads: AtomicU32,
     /// Something above is not empty.
     pub(super) dirtied: Notify,
+    /// This node leaves: it takes over nothing.
+    parting: AtomicBool,
+    pub(super) takings: Takings,
 }
 
 impl Shared {
@@ -61,6 +65,8 @@ impl Shared {
             dirty: Mutex::default(),
             ended_uploads: AtomicU32::new(0),
             dirtied: Notify::new(),
+            parting: AtomicBool::new(false),
+            takings: Takings::default(),
         }
     }
 
@@ -80,6 +86,14 @@ impl Shared {
 
     pub(super) fn take_ended_uploads(&self) -> u32 {
         self.ended_uploads.swap(0, Ordering::AcqRel)
+    }
+
+    pub(super) fn begin_parting(&self) {
+        self.parting.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_parting(&self) -> bool {
+        self.parting.load(Ordering::Acquire)
     }
 
     pub(super) fn opened(&self, key: ContentKey) -> Option<Arc<Open>> {

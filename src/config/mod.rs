@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(fault("[nodes]\n", &[]), "w.toml:1: unknown key nodes; did you mean node?");
         assert_eq!(
             fault("[shutdown]\ncolour = 1", &[]),
-            "w.toml:2: unknown key shutdown.colour; shutdown knows drain_deadline_ms"
+            "w.toml:2: unknown key shutdown.colour; shutdown knows drain_deadline_ms, offer_sole_copies, instance_metadata"
         );
         assert_eq!(
             fault("", &[("WINDLASS_NODE__ZOEN", "a")]),

@@ -30,6 +30,10 @@ pub enum DaemonError {
     Listener(#[from] BindError),
     #[error(transparent)]
     Control(#[from] ControlError),
+    #[error(
+        "shutdown.instance_metadata: {0:?} is no http:// address; write \"http://169.254.169.254\", or \"\" to ask nobody"
+    )]
+    InstanceMetadata(String),
     /// A part that does blocking work at the start died of a fault in this program.
     #[error("the start broke off: {0}; this is a fault in windlass, please report it")]
     Broken(#[from] tokio::task::JoinError),

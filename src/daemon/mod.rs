@@ -4,8 +4,8 @@
 //! This module refuses to hold behaviour: each part's lives on its own floor, here are only the wires between them.
 //!
 //! The start: every listener is bound; admin and control answer at once and say what is waited for; the store is
-//! opened; the node joins its peers; the faces answer. The end: take nothing more, let transfers finish until the drain
-//! deadline, stop the engine, tell the peers, close the transport, close the store.
+//! opened; the node joins its peers; the faces answer. The end: take nothing more, let transfers finish and sole copies be
+//! taken by others until the drain deadline, stop the engine, tell the peers, close the transport, close the store.
 
 mod address;
 mod config;
@@ -16,6 +16,7 @@ mod listeners;
 mod metrics;
 mod node;
 mod peers;
+mod spot;
 #[cfg(test)]
 mod tests;
 
@@ -70,18 +71,24 @@ pub async fn run(
     on_bound: impl FnOnce(Bound),
 ) -> Result<(), DaemonError> {
     let life = Life::default();
-    let drain_deadline = config.shutdown.drain_deadline();
+    let ending = config.shutdown.clone();
     match start(config, &life).await {
         Ok((engine, bound)) => {
             on_bound(bound);
             shutdown.await;
-            life.drain(drain_deadline).await;
+            let cache = engine.cache.clone();
+            let parting = async {
+                if ending.offer_sole_copies {
+                    cache.part(ending.drain_deadline()).await;
+                }
+            };
+            life.drain(ending.drain_deadline(), parting).await;
             engine.close(life).await;
             tracing::info!("stopped");
             Ok(())
         }
         Err(error) => {
-            life.drain(Duration::ZERO).await;
+            life.drain(Duration::ZERO, std::future::ready(())).await;
             life.leave().await;
             life.end().await;
             Err(error)
@@ -109,14 +116,15 @@ struct Life {
 }
 
 impl Life {
-    /// Takes nothing more and waits for what is in flight, at most until the deadline.
-    async fn drain(&self, deadline: Duration) {
+    /// Takes nothing more and waits for what is in flight and for `parting`, at most until the deadline.
+    async fn drain(&self, deadline: Duration, parting: impl Future<Output = ()>) {
         let deadline = tokio::time::Instant::now() + deadline;
         self.readiness.report_stopping();
         self.drain.cancel();
         self.faces.close();
-        // The faces keep to the deadline by themselves, and close what they cut with FIN.
-        self.faces.wait().await;
+        // The faces keep to the deadline by themselves, and close what they cut with FIN; so does a parting, and peers are
+        // served as long as either goes on.
+        tokio::join!(self.faces.wait(), parting);
         self.refuse.cancel();
         self.uploads.close();
         if tokio::time::timeout_at(deadline, self.uploads.wait()).await.is_err() {
@@ -145,6 +153,7 @@ impl Life {
 async fn start(config: Config, life: &Life) -> Result<(Engine, Bound), DaemonError> {
     let mut registry = telemetry::registry();
     let metrics = Metrics::register(telemetry::own(&mut registry));
+    let notices = spot::Notices::from_config(&config.shutdown)?;
     let (own, faces) = listeners::bind(&config).await?;
     let (named, tls) = (config.node.clone(), config.tls.clone());
     let identity = spawn_blocking(move || identity::prove(&named, &tls)).await??;
@@ -190,6 +199,10 @@ async fn start(config: Config, life: &Life) -> Result<(Engine, Bound), DaemonErr
     faces.serve(mirror, canaries, endpoint, &serving);
     let stop = life.drain.clone();
     life.faces.spawn(async move { callers.tidy(stop).await });
+    if let Some(notices) = notices {
+        let (cache, stop) = (cache.clone(), life.drain.clone());
+        life.faces.spawn(async move { notices.watch(cache, stop).await });
+    }
     Ok((engine, bound))
 }
 

@@ -301,7 +301,8 @@ impl Shared {
         Ok(headers.with_stream(status, range, first, reader))
     }
 
-    /// A blob's size: verified, else from its manifest, else as the cache has it, else as the registry says.
+    /// A blob's size: verified, else from its manifest, else as the registry says, else as the cache has it: of what is not
+    /// verified the cache may know only what a node that left said.
     async fn blob_size(
         &self,
         registry: &Arc<Registry>,
@@ -314,12 +315,20 @@ impl Shared {
         if let Some(known) = self.known.get(digest) {
             return Ok(known.size);
         }
-        if let Some(stat) = self.cache.stat(&ContentId::Blob(digest.clone())) {
-            return Ok(stat.size);
+        match registry.blob_size(name, digest).await {
+            Ok(size) => {
+                self.known.remember(&Descriptor {
+                    digest: digest.clone(),
+                    size,
+                    media_type: BLOB.to_owned(),
+                });
+                Ok(size)
+            }
+            Err(error) => match self.cache.stat(&ContentId::Blob(digest.clone())) {
+                Some(stat) => Ok(stat.size),
+                None => Err(error.into()),
+            },
         }
-        let size = registry.blob_size(name, digest).await?;
-        self.known.remember(&Descriptor { digest: digest.clone(), size, media_type: BLOB.to_owned() });
-        Ok(size)
     }
 
     /// The size of a content that is all here and verified.

@@ -43,6 +43,10 @@ class Process:
     def wait(self, timeout_s: float) -> int:
         return self._child.wait(timeout_s)
 
+    def ask_to_end(self) -> None:
+        """SIGTERM, and nothing more."""
+        self._child.send_signal(signal.SIGTERM)
+
     def terminate(self) -> int:
         """SIGTERM, then SIGKILL when the grace is over. Returns the exit status."""
         if self.running():
