@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from rig.cluster import Cluster, Node
+from rig.containerd2 import Containerd2, Way, needed
 from rig.processes import run
 from rig.windlass import Authority, Daemon, binary, environment
 
@@ -42,11 +44,11 @@ class Report:
 class Patient:
     """A node with its containerd, and ways to make it ill."""
 
-    def __init__(self, cluster: Cluster, node: Node) -> None:
+    def __init__(self, cluster: Cluster, node: Node, home: Path | None = None) -> None:
         self.cluster = cluster
         self.node = node
         self.machine = node.machine
-        self.home = cluster.directory / node.machine.name
+        self.home = home or cluster.directory / node.machine.name
         self.config = self.home / "config.toml"
         self.certs = node.containerd.certs
 
@@ -76,6 +78,17 @@ class Patient:
         finally:
             self.restart(before)
 
+    def turned(self, *checks: str) -> bool:
+        """Whether all of these pass now."""
+        report = self.examine()
+        return all(report.verdict(check) == "pass" for check in checks)
+
+    def as_the_cure_says(self, report: Report) -> str:
+        """The lines of TOML that the cure prints, with this containerd's certs.d for the usual one."""
+        lines = report.cure("containerd-config").splitlines()
+        start = next(number for number, line in enumerate(lines) if line.startswith("["))
+        return "\n" + "\n".join(lines[start : start + 2]).replace("/etc/containerd/certs.d", str(self.certs)) + "\n"
+
     def restart(self, text: str) -> None:
         self.node.containerd.process.terminate()
         self.config.write_text(text)
@@ -103,6 +116,11 @@ def healthy_at_the_end(patient: Patient) -> Iterator[None]:
     yield
     report = patient.examine()
     assert report.status == 0, [finding for finding in report.findings if finding["verdict"] == "fail"]
+
+
+def without_registry(text: str) -> str:
+    """containerd's configuration without its registry table."""
+    return "\n".join(line for line in text.splitlines() if not re.search(r'config_path|cri"\.registry]', line))
 
 
 def note(figure: Figure, scenario: str, report: Report, check: str) -> None:
@@ -155,13 +173,14 @@ def test_colon_path(patient: Patient, figure: Figure) -> None:
 if CONTAINERD_MAJOR < 2:
 
     def test_config_path_is_not_set(patient: Patient, figure: Figure) -> None:
-        text = patient.config.read_text()
-        without = "\n".join(line for line in text.splitlines() if "config_path" not in line)
+        without = without_registry(patient.config.read_text())
         with patient.configured(without):
             report = patient.examine()
             note(figure, "config_path not set", report, "containerd-config")
             assert (report.verdict("containerd-config"), report.verdict("canary")) == ("fail", "fail")
             assert 'config_path = "/etc/containerd/certs.d"' in report.cure("containerd-config")
+            patient.restart(without + patient.as_the_cure_says(report))
+            assert patient.turned("containerd-config", "canary")
 
 
     def test_legacy_mirrors(patient: Patient, figure: Figure) -> None:
@@ -169,27 +188,62 @@ if CONTAINERD_MAJOR < 2:
       [plugins."io.containerd.grpc.v1.cri".registry.mirrors."{patient.cluster.registry.host}"]
         endpoint = ["http://{patient.cluster.registry.host}"]
     """
-        without = "\n".join(line for line in patient.config.read_text().splitlines() if "config_path" not in line)
+        without = without_registry(patient.config.read_text())
         with patient.configured(without + table):
             report = patient.examine()
             note(figure, "legacy mirrors", report, "containerd-config")
             assert (report.verdict("containerd-config"), report.verdict("canary")) == ("fail", "fail")
             assert "remove the registry.mirrors" in report.cure("containerd-config")
+            patient.restart(without + patient.as_the_cure_says(report))
+            assert patient.turned("containerd-config", "canary")
 
-else:
 
-    def test_colon_path_with_local_pull(patient: Patient, figure: Figure) -> None:
-        before, _ = patient.config.read_text().split('  [plugins."io.containerd.grpc.v1.cri".registry]')
-        images = f"""
-    [plugins."io.containerd.cri.v1.images"]
-      use_local_image_pull = true
-      [plugins."io.containerd.cri.v1.images".registry]
-        config_path = "{patient.certs}:/etc/docker/certs.d"
-    """
-        with patient.configured(before.replace("version = 2", "version = 3") + images):
-            report = patient.examine()
-            note(figure, "colon path, local pull", report, "containerd-config")
-            assert (report.verdict("containerd-config"), report.verdict("canary")) == ("pass", "pass")
+@pytest.fixture(scope="module")
+def patients2(cluster: Cluster, patient: Patient) -> Iterator[Callable[[Way, str], Patient]]:
+    """Nodes like the patient with a containerd 2.x, beside the patient's own containerd."""
+    started = []
+
+    def make(way: Way, name: str) -> Patient:
+        home = cluster.directory / name
+        containerd = Containerd2(patient.machine, home, cluster.logs / name, way)
+        started.append(containerd)
+        made = Patient(cluster, replace(patient.node, containerd=containerd), home)
+        made.wire()
+        return made
+
+    yield make
+    for containerd in started:
+        containerd.close()
+
+
+@needed
+def test_colon_path_with_the_transfer_service(patients2: Callable, figure: Figure) -> None:
+    """What EKS writes, where nothing makes containerd fall back to its local pull: no mirror is asked, nothing is logged."""
+    patient = patients2(Way(local=False, extra_certs=":/etc/docker/certs.d"), "colon2")
+    report = patient.examine()
+    note(figure, "2.x, colon path, transfer service", report, "containerd-config")
+    assert (report.status, report.verdict("containerd-config"), report.verdict("canary")) == (1, "fail", "fail")
+    cure = patient.as_the_cure_says(report)
+    text = patient.config.read_text()
+    section, setting = cure.strip().splitlines()
+    assert section in text, "the cure names the section that this version reads"
+    before = next(line for line in text.splitlines() if "config_path" in line)
+    patient.restart(text.replace(before, setting))
+    assert patient.turned("containerd-config", "canary")
+
+
+@needed
+def test_colon_path_with_local_pull(patients2: Callable, figure: Figure) -> None:
+    report = patients2(Way(local=True, extra_certs=":/etc/docker/certs.d"), "local2").examine()
+    note(figure, "2.x, colon path, local pull", report, "containerd-config")
+    assert (report.verdict("containerd-config"), report.verdict("canary")) == ("pass", "pass")
+
+
+@needed
+def test_containerd_2_wired(patients2: Callable, figure: Figure) -> None:
+    report = patients2(Way(local=False), "wired2").examine()
+    note(figure, "2.x, wired", report, "canary")
+    assert (report.verdict("containerd-config"), report.verdict("canary")) == ("pass", "pass")
 
 
 def test_soci(patient: Patient, figure: Figure) -> None:
@@ -200,6 +254,8 @@ def test_soci(patient: Patient, figure: Figure) -> None:
     report = patient.examine(config=with_soci)
     note(figure, "SOCI", report, "snapshotter")
     assert report.verdict("snapshotter") == "fail" and "FastImagePull" in report.cure("snapshotter")
+    with_soci.write_text(with_soci.read_text().replace('snapshotter = "soci"', 'snapshotter = "overlayfs"'))
+    assert patient.examine(config=with_soci).verdict("snapshotter") == "pass"
 
 
 def test_daemon_is_down(patient: Patient, figure: Figure) -> None:
@@ -210,6 +266,7 @@ def test_daemon_is_down(patient: Patient, figure: Figure) -> None:
     assert report.verdict("canary") == "skip"
     patient.node.daemon.start()
     patient.cluster.wait_until_joined()
+    assert patient.turned("daemon", "mirror", "canary")
 
 
 def test_wrong_authority(patient: Patient, figure: Figure) -> None:
@@ -245,6 +302,7 @@ def test_udp_is_blocked(patient: Patient, figure: Figure) -> None:
     finally:
         patient.machine.run(["iptables", "-D", *rule])
     patient.cluster.wait_until_joined()
+    assert patient.turned("peers")
 
 
 def test_small_mtu(patient: Patient, figure: Figure) -> None:
@@ -263,6 +321,7 @@ def test_no_space(patient: Patient, figure: Figure) -> None:
     report = patient.examine(WINDLASS_STORE__FREE_FLOOR="900 TiB")
     note(figure, "no space", report, "disk")
     assert report.verdict("disk") == "fail" and "larger" in report.cure("disk")
+    assert patient.examine(WINDLASS_STORE__FREE_FLOOR="0 B", WINDLASS_STORE__BUDGET="1 GiB").verdict("disk") == "pass"
 
 
 def test_registry_is_out_of_reach(patient: Patient, figure: Figure) -> None:
@@ -270,3 +329,4 @@ def test_registry_is_out_of_reach(patient: Patient, figure: Figure) -> None:
     report = patient.examine(WINDLASS_REGISTRY__ORIGINS=table)
     note(figure, "registry unreachable", report, "registry")
     assert report.verdict("registry") == "fail" and "route" in report.cure("registry")
+    assert patient.turned("registry")
