@@ -7,11 +7,14 @@ use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Subcommand, value_parser};
+use serde_json::json;
 
+use super::kubernetes::{ApiServer, CallError};
 use crate::transport::tls::{Authority, PeerName};
 
 #[derive(Debug, clap::Args)]
@@ -31,8 +34,11 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct Init {
     /// Directory to write to; made if it is missing
-    #[arg(long, value_name = "DIR")]
-    dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "secret")]
+    dir: Option<PathBuf>,
+    /// Inside a pod: make this Secret instead, with tls.crt and tls.key, unless it is there
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "dir")]
+    secret: Option<SecretName>,
     /// Name of the cluster, as in `node.cluster`
     #[arg(long, value_name = "NAME", default_value = "windlass")]
     cluster: String,
@@ -63,15 +69,58 @@ struct Issue {
 const PUBLIC: u32 = 0o644;
 const SECRET: u32 = 0o600;
 
-pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
-        Command::Init(args) => init(args),
+        Command::Init(Init { secret: Some(secret), cluster, days, .. }) => {
+            init_secret(secret, cluster, *days).await
+        }
+        Command::Init(Init { dir: Some(dir), cluster, days, .. }) => init(dir, cluster, *days),
+        Command::Init(_) => bail!("give --dir or --secret"),
         Command::Issue(args) => issue(args),
     }
 }
 
-fn init(args: &Init) -> anyhow::Result<()> {
-    let (certificate, key) = (args.dir.join("ca.crt"), args.dir.join("ca.key"));
+/// A Secret's namespace and name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct SecretName {
+    namespace: String,
+    name: String,
+}
+
+impl FromStr for SecretName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+                Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+            }
+            _ => Err("write it as NAMESPACE/NAME"),
+        }
+    }
+}
+
+/// Makes the authority where every pod can mount it; the key is never on a disk of ours. Needs `create` on secrets.
+async fn init_secret(secret: &SecretName, cluster: &str, valid_days: u64) -> anyhow::Result<()> {
+    let server = ApiServer::in_cluster("--secret", |name| std::env::var(name).ok())?;
+    let (_, issued) = Authority::create(cluster, days(valid_days))?;
+    let object = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+        "metadata": { "name": secret.name, "namespace": secret.namespace },
+        "stringData": { "tls.crt": issued.certificate_pem, "tls.key": issued.key_pem },
+    });
+    let SecretName { namespace, name } = secret;
+    match server.post(&format!("/api/v1/namespaces/{namespace}/secrets"), &object).await {
+        Ok(_) => eprintln!("made the Secret {namespace}/{name}"),
+        // Every node depends on it: it is never replaced.
+        Err(CallError::Conflict) => eprintln!("the Secret {namespace}/{name} is there already"),
+        Err(error) => return Err(error).context("cannot make the Secret"),
+    }
+    Ok(())
+}
+
+fn init(dir: &Path, cluster: &str, valid_days: u64) -> anyhow::Result<()> {
+    let (certificate, key) = (dir.join("ca.crt"), dir.join("ca.key"));
     for path in [&certificate, &key] {
         if path.exists() {
             bail!(
@@ -80,17 +129,16 @@ fn init(args: &Init) -> anyhow::Result<()> {
             );
         }
     }
-    let (_, issued) = Authority::create(&args.cluster, days(args.days))?;
-    make_directory(&args.dir)?;
+    let (_, issued) = Authority::create(cluster, days(valid_days))?;
+    make_directory(dir)?;
     write(&key, SECRET, &issued.key_pem)?;
     write(&certificate, PUBLIC, &issued.certificate_pem)?;
     eprintln!(
         "wrote {} and {}; keep the key off the nodes, and sign for each of them with\n  \
-         windlass certs issue --ca {} --cluster {} --node NAME --out DIR",
+         windlass certs issue --ca {} --cluster {cluster} --node NAME --out DIR",
         certificate.display(),
         key.display(),
-        args.dir.display(),
-        args.cluster
+        dir.display(),
     );
     Ok(())
 }
@@ -141,7 +189,7 @@ mod tests {
     use crate::transport::tls::{Files, Identity};
 
     fn init_in(dir: &Path) -> anyhow::Result<()> {
-        init(&Init { dir: dir.into(), cluster: "c1".into(), days: 2 })
+        init(dir, "c1", 2)
     }
 
     #[test]
@@ -159,6 +207,15 @@ mod tests {
         for key in [ca.join("ca.key"), out.join("tls.key")] {
             let mode = fs::metadata(&key).expect("it exists").permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{}", key.display());
+        }
+    }
+
+    #[test]
+    fn a_secret_is_named_with_its_namespace() {
+        let secret: SecretName = "windlass/windlass-ca".parse().expect("a name");
+        assert_eq!((secret.namespace.as_str(), secret.name.as_str()), ("windlass", "windlass-ca"));
+        for wrong in ["windlass-ca", "/windlass-ca", "windlass/", "a/b/c"] {
+            assert!(wrong.parse::<SecretName>().is_err(), "{wrong}");
         }
     }
 

@@ -10,6 +10,7 @@ pub mod control;
 pub mod demo;
 mod doctor;
 pub mod fetch;
+mod kubernetes;
 mod mirror;
 mod pin;
 mod progress;
@@ -98,7 +99,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Contents(args) => ask(done(report::contents(&args))),
         Command::Pin(args) => ask(done(pin::pin(&args))),
         Command::Unpin(args) => ask(done(pin::unpin(&args))),
-        Command::Certs(args) => certs::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Certs(args) => ask(done(certs::run(&args))),
         Command::Warm(args) => ask(done(warm::run(&args))),
         Command::Doctor(args) => ask(doctor::run(&args)),
         Command::Wire(args) => ask(done(wire::wire(&args))),

@@ -12,11 +12,15 @@ from pathlib import Path
 import pytest
 from rig.cluster import Cluster
 from rig.images import ImageBuilder
+from rig.kubernetes import BINARY
 
 LOG_TAIL_LINES = 15
 LOG_LINE_CHARACTERS = 300
 """Enough of each log to see a cause, little enough to read twelve of them; `--keep-logs` has the whole."""
 
+
+collect_ignore = [] if os.environ.get("WINDLASS_RIG_FULL") or BINARY.exists() else ["test_kubernetes.py"]
+"""A real API server takes seven minutes of CPU to build: in a full run, or where it is built. `tests/run` says so."""
 
 FIGURES = pytest.StashKey[list[tuple[str, object]]]()
 

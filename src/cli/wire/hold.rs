@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::events::Reporter;
 use super::files::{self, Change};
 use super::taint::{self, Gate, NodeObject};
 use super::{MirrorAddress, Wish, mirror};
@@ -66,11 +67,17 @@ pub(super) struct Gatekeeper {
     is_proven: bool,
 }
 
+/// Who looks on after each look at the mirror.
+pub(super) struct Attendants {
+    pub(super) gatekeeper: Option<Gatekeeper>,
+    pub(super) reporter: Option<Reporter>,
+}
+
 /// Holds the wiring until SIGTERM or SIGINT.
 pub(super) async fn hold(
     wiring: &Wiring,
     address: &MirrorAddress,
-    mut gatekeeper: Option<Gatekeeper>,
+    mut attendants: Attendants,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let mut ticks = tokio::time::interval(INTERVAL);
@@ -91,8 +98,11 @@ pub(super) async fn hold(
                 }
                 Step::Nothing => {}
             }
-            if let Some(keeper) = &mut gatekeeper {
+            if let Some(keeper) = &mut attendants.gatekeeper {
                 keeper.look(answers).await;
+            }
+            if let Some(reporter) = &mut attendants.reporter {
+                reporter.look(answers).await;
             }
         }
     };

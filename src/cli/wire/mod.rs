@@ -5,6 +5,7 @@
 //! This module refuses to touch containerd's own configuration: that takes a restart, and `windlass doctor` says when it
 //! is needed.
 
+mod events;
 mod files;
 mod hold;
 mod settings;
@@ -19,6 +20,7 @@ use serde::Serialize;
 
 use super::canary::Canary;
 use super::control::Daemon;
+use super::kubernetes::ApiServer;
 use super::mirror::{self, MirrorAddress};
 use crate::config::{self, Config};
 use crate::containerd;
@@ -71,7 +73,11 @@ pub(super) struct WireArgs {
     /// With --untaint: remove it after this long, whatever the canary says
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
     untaint_deadline: Duration,
-    /// With --untaint: containerd's socket, for the canary
+    /// With --hold: write Kubernetes events about this pod when pulls were served by peers, and when containerd does not
+    /// use the mirror
+    #[arg(long, value_name = "NAMESPACE/POD/UID", requires = "hold")]
+    events: Option<events::PodName>,
+    /// With --untaint and --events: containerd's socket, for the canary
     #[arg(long, value_name = "PATH", default_value = containerd::socket::DEFAULT_PATH)]
     containerd_socket: PathBuf,
     #[command(flatten)]
@@ -104,10 +110,12 @@ pub(super) async fn wire(args: &WireArgs) -> anyhow::Result<()> {
     }
     let roots = args.place.roots();
     if args.hold {
-        let gate = gate(args, &config, &wishes)?;
+        let canary = canary(args, &config, &wishes);
+        let watch =
+            hold::Attendants { gatekeeper: gatekeeper(args, &canary)?, reporter: reporter(args, canary)? };
         let wishes = if has_files { wishes } else { Vec::new() };
         let wiring = hold::Wiring { roots, wishes, has_default: args.default };
-        return hold::hold(&wiring, &address, gate).await;
+        return hold::hold(&wiring, &address, watch).await;
     }
     if !has_files {
         return Ok(());
@@ -121,10 +129,8 @@ pub(super) async fn wire(args: &WireArgs) -> anyhow::Result<()> {
     report(&changes, &args.place)
 }
 
-/// What opens the node to pods, if that is asked for.
-fn gate(args: &WireArgs, config: &Config, wishes: &[Wish]) -> anyhow::Result<Option<hold::Gatekeeper>> {
-    let Some(node) = &args.untaint else { return Ok(None) };
-    let canary = Canary {
+fn canary(args: &WireArgs, config: &Config, wishes: &[Wish]) -> Canary {
+    Canary {
         daemon: Daemon::Socket(config.control.socket.clone()),
         socket: Socket::new(args.containerd_socket.clone()),
         // Any of them shows it: containerd treats them alike.
@@ -133,9 +139,22 @@ fn gate(args: &WireArgs, config: &Config, wishes: &[Wish]) -> anyhow::Result<Opt
             .map(|wish| wish.registry.clone())
             .find(|name| name != DEFAULT)
             .unwrap_or_default(),
-    };
-    let node = taint::NodeObject::in_cluster(node, |name| std::env::var(name).ok())?;
-    Ok(Some(hold::Gatekeeper::new(node, canary, args.untaint_deadline)))
+    }
+}
+
+/// What opens the node to pods, if that is asked for.
+fn gatekeeper(args: &WireArgs, canary: &Canary) -> anyhow::Result<Option<hold::Gatekeeper>> {
+    let Some(node) = &args.untaint else { return Ok(None) };
+    let server = ApiServer::in_cluster("--untaint", |name| std::env::var(name).ok())?;
+    let node = taint::NodeObject::new(server, node);
+    Ok(Some(hold::Gatekeeper::new(node, canary.clone(), args.untaint_deadline)))
+}
+
+/// What writes events, if that is asked for.
+fn reporter(args: &WireArgs, canary: Canary) -> anyhow::Result<Option<events::Reporter>> {
+    let Some(pod) = &args.events else { return Ok(None) };
+    let server = ApiServer::in_cluster("--events", |name| std::env::var(name).ok())?;
+    Ok(Some(events::Reporter::new(server, pod.clone(), canary)))
 }
 
 pub(super) fn unwire(args: &UnwireArgs) -> anyhow::Result<()> {

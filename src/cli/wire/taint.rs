@@ -6,24 +6,16 @@
 //! whatever the canary says: a node that pulls from the registry is better than none.
 //! This file refuses to add a taint. The service account needs `get` and `patch` on nodes, and nothing else.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use http::StatusCode;
-use reqwest::Client;
+use anyhow::Context;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use url::Url;
+
+use crate::cli::kubernetes::ApiServer;
 
 /// The taint's key. Karpenter is told of it under `startupTaints`.
 pub(super) const KEY: &str = "windlass.dev/not-ready";
-
-/// Where Kubernetes puts what a pod needs to speak to it.
-const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-
-/// One call. The API server answers in milliseconds; behind it is another attempt.
-const CALL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long after its removal the taint is looked for again. Karpenter copies `startupTaints` onto a node once more
 /// when it registers it, which is over minutes after the kubelet came up.
@@ -82,9 +74,8 @@ impl Gate {
 /// This node, as the API server knows it.
 #[derive(Debug)]
 pub(super) struct NodeObject {
-    client: Client,
-    url: Url,
-    token: PathBuf,
+    server: ApiServer,
+    path: String,
 }
 
 #[derive(Deserialize)]
@@ -106,66 +97,17 @@ struct Spec {
 }
 
 impl NodeObject {
-    /// The node `name`, through the API server that Kubernetes names in `environment`.
-    pub(super) fn in_cluster(
-        name: &str,
-        environment: impl Fn(&str) -> Option<String>,
-    ) -> anyhow::Result<Self> {
-        let outside = || {
-            format!(
-                "--untaint works inside a pod: KUBERNETES_SERVICE_HOST is set there, and {ACCOUNT} mounted; \
-                 give the pod a service account token"
-            )
-        };
-        let host = environment("KUBERNETES_SERVICE_HOST").with_context(outside)?;
-        let port = environment("KUBERNETES_SERVICE_PORT").unwrap_or_else(|| "443".into());
-        let host = if host.contains(':') { format!("[{host}]") } else { host };
-        let account = Path::new(ACCOUNT);
-        let authority = std::fs::read(account.join("ca.crt")).with_context(outside)?;
-        let server = format!("https://{host}:{port}").parse().context("the API server's address")?;
-        Self::new(&server, name, &authority, account.join("token"))
-    }
-
-    fn new(server: &Url, name: &str, authority: &[u8], token: PathBuf) -> anyhow::Result<Self> {
-        let authorities =
-            reqwest::Certificate::from_pem_bundle(authority).context("the API server's authority")?;
-        let client = Client::builder()
-            .timeout(CALL_DEADLINE)
-            .no_proxy()
-            .tls_certs_only(authorities)
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .context("cannot set up TLS for the API server")?;
-        let url = server.join(&format!("/api/v1/nodes/{name}")).context("the node's name")?;
-        Ok(Self { client, url, token })
+    pub(super) fn new(server: ApiServer, name: &str) -> Self {
+        Self { server, path: format!("/api/v1/nodes/{name}") }
     }
 
     /// Makes sure that the node is without the taint. True when it was there.
     pub(super) async fn untaint(&self) -> anyhow::Result<bool> {
-        // Read each time: the kubelet replaces it every hour.
-        let token = std::fs::read_to_string(&self.token)
-            .with_context(|| format!("cannot read the token {}", self.token.display()))?;
-        let request = self.client.get(self.url.clone()).bearer_auth(token.trim());
-        let answer = request.send().await.context("the API server does not answer")?;
-        let found: Found =
-            expect_ok(answer, "get").await?.json().await.context("the node is not understood")?;
+        let answer = self.server.get(&self.path).await?;
+        let found: Found = answer.json().await.context("the node is not understood")?;
         let Some(change) = without_taint(&found) else { return Ok(false) };
-        let request = self.client.patch(self.url.clone()).bearer_auth(token.trim());
-        let request = request.header(http::header::CONTENT_TYPE, "application/merge-patch+json");
-        let answer =
-            request.body(change.to_string()).send().await.context("the API server does not answer")?;
-        expect_ok(answer, "patch").await.map(|_| true)
-    }
-}
-
-async fn expect_ok(answer: reqwest::Response, verb: &str) -> anyhow::Result<reqwest::Response> {
-    match answer.status() {
-        status if status.is_success() => Ok(answer),
-        StatusCode::FORBIDDEN => bail!(
-            "the service account may not {verb} this node: apply the ClusterRole of the chart (get and patch on nodes)"
-        ),
-        StatusCode::CONFLICT => bail!("somebody else changed the node in between; it is tried again"),
-        status => bail!("the API server answers {status}"),
+        self.server.patch(&self.path, &change).await?;
+        Ok(true)
     }
 }
 
@@ -185,13 +127,14 @@ mod tests {
     use std::sync::Arc;
 
     use bytes::Bytes;
-    use http::{Method, Request, Response};
+    use http::{Method, Request, Response, StatusCode};
     use http_body_util::{BodyExt, Full};
     use hyper::body::Incoming;
     use hyper::server::conn::http1;
     use hyper::service::service_fn;
     use hyper_util::rt::TokioIo;
     use parking_lot::Mutex;
+    use url::Url;
 
     use super::*;
 
@@ -295,11 +238,11 @@ mod tests {
         std::fs::write(&token, "secret\n").expect("writable");
         let (_, issued) = crate::transport::tls::Authority::create("c1", S).expect("a CA");
         let url = server.clone().start().await;
-        let node =
-            NodeObject::new(&url, "gpu-1", issued.certificate_pem.as_bytes(), token).expect("a client");
+        let api = ApiServer::new(url, issued.certificate_pem.as_bytes(), token).expect("a client");
+        let node = NodeObject::new(api, "gpu-1");
 
         let forbidden = node.untaint().await.expect_err("RBAC says no").to_string();
-        assert!(forbidden.contains("ClusterRole"), "{forbidden}");
+        assert!(forbidden.contains("may not patch"), "{forbidden}");
         let conflict = node.untaint().await.expect_err("changed in between").to_string();
         assert!(conflict.contains("tried again"), "{conflict}");
         assert!(node.untaint().await.expect("the third try"));

@@ -58,6 +58,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   value: {{ .budget | quote }}
 - name: WINDLASS_SHUTDOWN__DRAIN_DEADLINE_MS
   value: {{ mul (sub (int .grace) 5) 1000 | quote }}
+{{- if .seed }}
+# Its volume comes back with it.
+- name: WINDLASS_SHUTDOWN__OFFER_SOLE_COPIES
+  value: "false"
+{{- end }}
 {{- end }}
 
 {{/* Certificates and configuration. */}}
@@ -91,4 +96,9 @@ livenessProbe:
 readinessProbe:
   httpGet: { path: /readyz, port: admin }
   periodSeconds: 5
+{{- end }}
+
+{{/* Whether anything is asked of the API server. */}}
+{{- define "windlass.asks" -}}
+{{- if or .Values.startupTaint.enabled .Values.events.enabled }}yes{{ end }}
 {{- end }}
