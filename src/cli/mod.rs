@@ -18,6 +18,7 @@ mod proofs;
 mod report;
 mod serve;
 mod signals;
+mod spread;
 mod warm;
 mod wire;
 

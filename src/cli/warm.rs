@@ -1,4 +1,4 @@
-//! `windlass warm`: has this node's daemon fetch contents before somebody needs them.
+//! `windlass warm`: has this node's daemon fetch contents before somebody needs them, and others take them from it.
 //!
 //! It asks the daemon's own faces, as containerd and a model server would, and throws the bytes away: what passed through
 //! was checked and is in the node's cache, where the other nodes find it. Invariant: exit code 0 means that every byte of
@@ -11,19 +11,24 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use clap::value_parser;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use http::header::ACCEPT;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::{Client, Response};
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 use url::Url;
 
+use super::control::Daemon;
 use super::mirror::{self, MirrorAddress};
+use super::spread::{Selector, spread};
 use crate::config::{self, Config};
 use crate::fetch::S3Url;
 use crate::oci::{Manifest, Platform, Reference, RepositoryName, Tag};
 use crate::origin;
 use crate::origin::s3::S3Origin;
+use crate::store::PinName;
 
 /// Contents under way at a time: what containerd asks for at a time, so that a warm-up is no heavier than a pull.
 const AT_ONCE: usize = 3;
@@ -46,6 +51,7 @@ const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vn
 #[command(after_help = "Examples:\n  \
     windlass warm 123456789012.dkr.ecr.eu-west-1.amazonaws.com/team/server:1.2\n  \
     windlass warm s3://models/released/llama/\n  \
+    windlass warm --replicas 4 --nodes 'gpu-*' REGISTRY/team/server:1.2\n  \
     kubectl -n windlass exec windlass-seed-0 -- windlass warm REGISTRY/team/server:1.2")]
 pub(super) struct Args {
     /// Images as pods name them, and S3 objects or prefixes
@@ -54,6 +60,12 @@ pub(super) struct Args {
     /// Configuration file of the daemon [default: /etc/windlass/windlass.toml where it exists]
     #[arg(long, short, value_name = "PATH", env = "WINDLASS_CONFIG")]
     config: Option<PathBuf>,
+    /// So many nodes shall have it, this one included; those with --nodes, or seeds first
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..))]
+    replicas: Option<u16>,
+    /// Which other nodes shall have it: `seed`, `zone=NAME`, or a name with a `*`; with commas between, all must hold
+    #[arg(long, value_name = "SELECTOR")]
+    nodes: Option<Selector>,
     /// Print one JSON object per source when it is there
     #[arg(long)]
     json: bool,
@@ -114,6 +126,11 @@ struct Warmed {
     source: String,
     contents: u64,
     bytes: u64,
+    /// Other nodes that have it now, of those that were asked for.
+    others: usize,
+    /// What was warmed, as the store names it.
+    #[serde(skip)]
+    names: Vec<String>,
 }
 
 pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
@@ -125,10 +142,11 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<()> {
     let client = Client::builder().no_proxy().read_timeout(READ_TIMEOUT).build()?;
     let warmer = Warmer { client, mirror: address.url().parse()?, config, bar: bar() };
     for source in &args.sources {
-        let warmed = match source {
+        let mut warmed = match source {
             Source::Image(image) => warmer.image(image).await?,
             Source::Objects(url) => warmer.objects(url).await?,
         };
+        warmed.others = warmer.spread(args, &warmed.names).await?;
         warmer.bar.suspend(|| say(&warmed, args.json))?;
     }
     warmer.bar.finish_and_clear();
@@ -139,7 +157,8 @@ fn bar() -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{spinner} {binary_bytes} {binary_bytes_per_sec} {elapsed}");
+    let style =
+        ProgressStyle::with_template("{spinner} {binary_bytes} {binary_bytes_per_sec} {elapsed} {msg}");
     ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
 }
 
@@ -148,7 +167,12 @@ fn say(warmed: &Warmed, json: bool) -> anyhow::Result<()> {
         serde_json::to_string(warmed)?
     } else {
         let size = bytesize::ByteSize::b(warmed.bytes).display().iec().to_string();
-        format!("{}: {size} in {} contents", warmed.source, warmed.contents)
+        let others = match warmed.others {
+            0 => String::new(),
+            1 => ", on one more node".to_owned(),
+            others => format!(", on {others} more nodes"),
+        };
+        format!("{}: {size} in {} contents{others}", warmed.source, warmed.contents)
     };
     writeln!(io::stdout(), "{line}").context("cannot print what is there")
 }
@@ -170,6 +194,7 @@ impl Warmer {
             let bytes = self.manifest(image, &reference).await.with_context(|| source.clone())?;
             warmed.contents += 1;
             warmed.bytes += bytes.len() as u64;
+            warmed.names.push(format!("sha256:{}", hex::encode(Sha256::digest(&bytes))));
             match Manifest::parse(&bytes, &Platform::of_this_build())? {
                 Manifest::Image { config, layers } => break (config, layers),
                 Manifest::Index { chosen: Some(child), .. }
@@ -180,8 +205,10 @@ impl Warmer {
                 Manifest::Index { .. } => bail!("{source} has no image for this node's platform"),
             }
         };
-        let parts = config.into_iter().chain(layers).filter(|part| part.size > 0);
+        let parts: Vec<_> = config.into_iter().chain(layers).filter(|part| part.size > 0).collect();
+        warmed.names.extend(parts.iter().map(|part| part.digest.to_string()));
         let urls = parts
+            .iter()
             .map(|part| self.address(image, "blobs", &part.digest.to_string()))
             .collect::<Result<Vec<_>, _>>()?;
         self.pass(urls, warmed).await
@@ -199,15 +226,28 @@ impl Warmer {
         if keys.is_empty() {
             bail!("there is nothing below {url}");
         }
+        let names = keys.iter().map(|key| format!("s3://{}/{key}", url.bucket)).collect();
         let endpoint: Url = format!("http://{}", self.config.object.listen).parse()?;
         let urls = keys
             .iter()
             .map(|key| below(&endpoint, std::iter::once(url.bucket.as_str()).chain(key.split('/'))));
         self.pass(
             urls.collect::<Result<Vec<_>, _>>()?,
-            Warmed { source: url.to_string(), ..Warmed::default() },
+            Warmed { source: url.to_string(), names, ..Warmed::default() },
         )
         .await
+    }
+
+    /// Has other nodes take it, if that is asked for. Returns how many did.
+    async fn spread(&self, args: &Args, names: &[String]) -> anyhow::Result<usize> {
+        if args.replicas.is_none() && args.nodes.is_none() {
+            return Ok(0);
+        }
+        let names = names.iter().map(|name| name.parse()).collect::<Result<Vec<PinName>, _>>()?;
+        let daemon = Daemon::Socket(self.config.control.socket.clone());
+        let selector = args.nodes.clone().unwrap_or_default();
+        let show = |missing: u64| self.bar.set_message(format!("{missing} chunks still to come elsewhere"));
+        spread(&daemon, names, &selector, args.replicas.map(usize::from), show).await
     }
 
     /// Reads all of `urls` to their end, some at a time.

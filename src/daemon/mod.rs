@@ -195,7 +195,7 @@ async fn start(config: Config, life: &Life) -> Result<(Engine, Bound), DaemonErr
         Endpoint::new(&config.object, cache.clone(), s3.clone(), s3_callers.clone(), metrics.served);
     let store = engine.store.clone();
     let fetcher = Fetcher::new(config.fetch, cache.clone(), store.clone(), s3, s3_callers, metrics.fetch);
-    let _ = actions.set(Actions { fetcher, store });
+    let _ = actions.set(Actions { fetcher, store, cache: cache.clone() });
     faces.serve(mirror, canaries, endpoint, &serving);
     let stop = life.drain.clone();
     life.faces.spawn(async move { callers.tidy(stop).await });

@@ -51,6 +51,29 @@ def test_warmed_objects_are_fetched_from_peers(cluster: Cluster, nodes: list[Nod
     assert cluster.objects.object_bytes() == sent, "nothing was sent again"
 
 
+def test_replicas_are_on_other_nodes_before_anybody_asks(
+    cluster: Cluster, nodes: list[Node], images: ImageBuilder, figure: Callable[[str, object], None]
+) -> None:
+    image = images.build("spread", [Layer(1210, 24, True), Layer(1211, 9, False)])
+    reference = cluster.registry.reference("warm/spread")
+    push(image, cluster.origin, reference)
+    before = nodes[1].daemon.held_bytes()
+    argv = [binary(), "warm", "--config", str(nodes[0].daemon.config), "--replicas", "2", reference]
+    done = nodes[0].machine.run(argv, check=False, env=environment())
+    output = (done.stdout + done.stderr).decode()
+    assert done.returncode == 0 and "on one more node" in output, output
+    figure("warm --replicas 2", output.strip())
+    assert nodes[1].daemon.held_bytes() - before >= image.size()
+    sent = bytes_by_blob(cluster.registry.settled_responses())
+    assert {digest: sent[digest] for digest in image.blobs()} == image.blobs(), "each blob left the registry once"
+
+    argv = [*argv[:-3], "--replicas", "3", reference]
+    done = nodes[0].machine.run(argv, check=False, env=environment())
+    assert done.returncode == 1 and b"2 other nodes are wanted and 1 fit" in done.stderr, done.stderr
+    argv = [*argv[:-3], "--nodes", "zone=nowhere", reference]
+    assert nodes[0].machine.run(argv, env=environment()).returncode == 0
+
+
 def test_what_is_not_there_fails_with_the_daemons_words(cluster: Cluster, nodes: list[Node]) -> None:
     status, output = warm(nodes[0], cluster.registry.reference("warm/none"))
     assert status == 1 and "404" in output, output

@@ -9,7 +9,8 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, pins};
+use super::{Admin, pins, spread};
+use crate::cache::Cache;
 use crate::fetch::{self, Fetcher, ResponseBody};
 use crate::http::server::{BindError, Listener};
 use crate::store::Store;
@@ -76,11 +77,12 @@ impl ControlConfig {
     }
 }
 
-/// Who does what changes this node's disk.
+/// Who does what changes this node's disk, or another's.
 #[derive(Clone)]
 pub struct Actions {
     pub fetcher: Fetcher,
     pub store: Store,
+    pub cache: Cache,
 }
 
 /// Answers on the control socket: the pages of [`Admin`], and what changes this node's disk.
@@ -104,11 +106,12 @@ impl Control {
 
     pub async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
         let path = request.uri().path();
-        if ![fetch::PATH, pins::PINS_PATH].contains(&path) {
+        if ![fetch::PATH, pins::PINS_PATH, spread::SPREAD_PATH].contains(&path) {
             return self.admin.answer(request).await.map(BodyExt::boxed_unsync);
         }
         match self.actions.get() {
             Some(actions) if path == fetch::PATH => actions.fetcher.handle(request).await,
+            Some(actions) if path == spread::SPREAD_PATH => spread::answer(&actions.cache, request).await,
             Some(actions) => pins::answer(&actions.store, request).await,
             None => {
                 let early = Full::from("the daemon is still starting; try again in a moment\n");

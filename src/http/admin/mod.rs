@@ -8,6 +8,7 @@ mod control;
 mod pages;
 mod pins;
 mod readiness;
+mod spread;
 pub mod view;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,6 +19,7 @@ pub use control::{Actions, Control, ControlConfig, ControlError, SocketAccess, b
 pub use pages::{Admin, AdminBody, Inspect};
 pub use pins::{PINS_PATH, PinChange, PinRequest};
 pub use readiness::{Condition, Readiness};
+pub use spread::{SPREAD_PATH, Spread, SpreadRequest, SpreadState};
 
 /// Section `[admin]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -106,15 +106,15 @@ async fn pin(store: &Store, request: &PinRequest) -> Result<Vec<Content>, PinErr
     Ok(changed)
 }
 
-fn json(contents: &[Content]) -> Response<ResponseBody> {
-    let body = serde_json::to_vec(contents).expect("a content has only string keys and plain values");
+pub(super) fn json<T: Serialize>(answer: &[T]) -> Response<ResponseBody> {
+    let body = serde_json::to_vec(answer).expect("answers have only string keys and plain values");
     let mut response = Response::new(Full::from(body).boxed_unsync());
     let json = header::HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);
     response
 }
 
-fn text(status: StatusCode, message: String) -> Response<ResponseBody> {
+pub(super) fn text(status: StatusCode, message: String) -> Response<ResponseBody> {
     let mut response = Response::new(Full::from(message + "\n").boxed_unsync());
     *response.status_mut() = status;
     response
