@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::content::{Attestation, ChunkIndex, ChunkSet, ContentKey, NodeId};
 use crate::origin::OriginError;
@@ -396,17 +397,22 @@ impl Driver {
             meter: Meter::new(flow, self.shared.commands.clone()),
         };
         let commands = self.shared.commands.clone();
-        let mut work = Box::pin(async move {
+        let span = open.flow_span(chunk, &source.name(&open));
+        let run = async move {
             let _filling = filling;
             let outcome = work.run(source).await;
             let received = flight.received();
+            let span = tracing::Span::current();
+            span.record("received", received)
+                .record("outcome", if outcome.is_ok() { "kept" } else { "failed" });
             // The driver being gone means shutdown.
             let _ = commands.send(Command::Ended { flow, received, outcome }).await;
-        });
+        };
+        let mut run = Box::pin(run.instrument(span));
         // The first step, up to the request, is taken here: requests leave in the order in which the swarm gave them
         // out, the reader's chunk first. The runtime begins with the task that was spawned last.
-        if (&mut work).now_or_never().is_none() {
-            self.shared.tasks.spawn(work);
+        if (&mut run).now_or_never().is_none() {
+            self.shared.tasks.spawn(run);
         }
         self.flows.insert(flow, Running { key, open, chunk, stop });
     }

@@ -66,6 +66,14 @@ impl Origin {
             Self::Source => Provenance::Origin,
         }
     }
+
+    /// The peer's name, or the origin's.
+    pub(super) fn name(&self, open: &Open) -> String {
+        match self {
+            Self::Peer { peer, .. } => peer.name.clone(),
+            Self::Source => open.source_label(),
+        }
+    }
 }
 
 impl std::fmt::Display for Origin {

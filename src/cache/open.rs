@@ -9,6 +9,8 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tracing::Span;
+use tracing::field::Empty;
 
 use crate::content::{ByteRange, ChunkIndex, ChunkSet, ContentId, ContentKey, Layout};
 use crate::origin::{OriginError, Source};
@@ -63,16 +65,17 @@ impl Outcome {
 struct Demands {
     next_id: u64,
     windows: BTreeMap<u64, Window>,
-    fills: u32,
+    /// Those who want everything, and their spans.
+    fills: BTreeMap<u64, Span>,
     /// Chunks that a leaving node offered, by taking.
     takings: BTreeMap<u64, ChunkSet>,
 }
 
 /// Chunks `from..to` that one reader wants next.
-#[derive(Clone, Copy)]
 struct Window {
     from: u32,
     to: u32,
+    span: Span,
 }
 
 #[derive(Default)]
@@ -173,7 +176,7 @@ impl Open {
     /// Drops flights that nobody fills and nobody waits for.
     pub(super) fn sweep_flights(&self) {
         let demands = self.demands.lock();
-        let wanted = demands.fills > 0 || !demands.windows.is_empty() || !demands.takings.is_empty();
+        let wanted = !demands.fills.is_empty() || !demands.windows.is_empty() || !demands.takings.is_empty();
         drop(demands);
         self.flights
             .lock()
@@ -182,9 +185,14 @@ impl Open {
 
     /// Wants every chunk until the token is dropped.
     pub(super) fn demand_all(self: &Arc<Self>) -> FillToken {
-        self.demands.lock().fills += 1;
+        let span = tracing::info_span!(target: "windlass::trace", "fill", content = %self.id);
+        let mut demands = self.demands.lock();
+        let id = demands.next_id;
+        demands.next_id += 1;
+        demands.fills.insert(id, span);
+        drop(demands);
         self.shared.mark_dirty(self.key);
-        FillToken(Arc::clone(self))
+        FillToken { open: Arc::clone(self), id }
     }
 
     /// Wants `chunks`, after all that readers want, until the token is dropped.
@@ -204,9 +212,26 @@ impl Open {
         let id = demands.next_id;
         demands.next_id += 1;
         drop(demands);
-        let token = ReadToken { open: Arc::clone(self), id, ahead };
+        let span = tracing::info_span!(
+            target: "windlass::trace", "read",
+            content = %self.id, from = range.start(), to = range.end(),
+            local = Empty, peers = Empty, origin = Empty,
+        );
+        let token = ReadToken { open: Arc::clone(self), id, ahead, span };
         token.advance(range);
         token
+    }
+
+    /// A span for a transfer of `chunk`, under one of those that want it.
+    pub(super) fn flow_span(&self, chunk: ChunkIndex, source: &str) -> Span {
+        let demands = self.demands.lock();
+        let reading = demands.windows.values().map(|window| &window.span);
+        let parent = reading.chain(demands.fills.values()).next().cloned().unwrap_or_else(Span::none);
+        drop(demands);
+        tracing::info_span!(
+            target: "windlass::trace", parent: &parent, "chunk",
+            chunk = chunk.0, source, received = Empty, outcome = Empty,
+        )
     }
 
     /// What the readers and fills of this moment want, less what is held.
@@ -220,7 +245,7 @@ impl Open {
         // long as there is a disk to put it on.
         let whole_blob =
             matches!(self.id, ContentId::Blob(_)) && !self.is_unstorable() && !demands.windows.is_empty();
-        let chunks = if demands.fills > 0 || whole_blob {
+        let chunks = if !demands.fills.is_empty() || whole_blob {
             self.layout.chunks().filter(missing).collect()
         } else {
             let read = demands.windows.values().flat_map(|w| (w.from..w.to).map(ChunkIndex));
@@ -342,12 +367,15 @@ impl Open {
 }
 
 /// Everything is wanted while this lives.
-pub(super) struct FillToken(Arc<Open>);
+pub(super) struct FillToken {
+    open: Arc<Open>,
+    id: u64,
+}
 
 impl Drop for FillToken {
     fn drop(&mut self) {
-        self.0.demands.lock().fills -= 1;
-        self.0.shared.mark_dirty(self.0.key);
+        self.open.demands.lock().fills.remove(&self.id);
+        self.open.shared.mark_dirty(self.open.key);
     }
 }
 
@@ -369,6 +397,7 @@ pub(super) struct ReadToken {
     open: Arc<Open>,
     id: u64,
     ahead: u32,
+    pub(super) span: Span,
 }
 
 impl ReadToken {
@@ -381,7 +410,7 @@ impl ReadToken {
         } else {
             let from = layout.chunk_at(rest.start()).0;
             let to = (layout.chunk_at(rest.end() - 1).0 + 1).min(from.saturating_add(self.ahead));
-            let before = demands.windows.insert(self.id, Window { from, to });
+            let before = demands.windows.insert(self.id, Window { from, to, span: self.span.clone() });
             before.is_none_or(|window| window.from != from)
         };
         drop(demands);

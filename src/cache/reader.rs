@@ -86,6 +86,16 @@ impl Stream for Reader {
     }
 }
 
+/// The span of a read says in the end where its bytes came from.
+impl Drop for Walk {
+    fn drop(&mut self) {
+        let span = &self.token.span;
+        span.record("local", self.served.local.load(Ordering::Relaxed));
+        span.record("peers", self.served.peers.load(Ordering::Relaxed));
+        span.record("origin", self.served.origin.load(Ordering::Relaxed));
+    }
+}
+
 impl Walk {
     async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
         if self.rest.is_empty() {

@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::signals::Signals;
 use crate::config::{self, Config};
-use crate::{daemon, telemetry};
+use crate::daemon;
+use crate::telemetry::{self, Exporter};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -27,15 +28,27 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         let text = config.to_toml().context("the effective configuration has no form in TOML")?;
         return io::stdout().write_all(text.as_bytes()).context("cannot print the configuration");
     }
-    telemetry::init(&config.log)?;
+    let exporter = telemetry::init(&config.log, &config.traces)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.node.effective_worker_threads())
         .enable_all()
         .build()
         .context("cannot start the runtime's threads")?;
-    let outcome = runtime.block_on(until_signalled(config));
+    let outcome = runtime.block_on(traced(config, exporter));
     // A disk that hangs must not keep a daemon alive that is done.
     runtime.shutdown_background();
+    outcome
+}
+
+/// Runs the daemon, and sends its traces until it has ended.
+async fn traced(config: Config, exporter: Option<Exporter>) -> anyhow::Result<()> {
+    let Some(exporter) = exporter else { return until_signalled(config).await };
+    let stop = CancellationToken::new();
+    let sending = tokio::spawn(exporter.run(config.node.name.clone(), stop.clone()));
+    let outcome = until_signalled(config).await;
+    stop.cancel();
+    // It ends within its own deadlines; a fault in it is no fault of the daemon.
+    let _ = sending.await;
     outcome
 }
 

@@ -62,6 +62,7 @@ pub struct Config {
     pub admin: admin::Config,
     pub control: admin::ControlConfig,
     pub log: telemetry::Config,
+    pub traces: telemetry::TracesConfig,
     pub shutdown: daemon::ShutdownConfig,
 }
 

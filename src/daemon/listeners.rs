@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument, Span};
 
 use super::DaemonError;
 use crate::config::Config;
@@ -90,18 +91,26 @@ impl FaceListeners {
         serving.spawn(self.registry, DEFAULT_MAX_CONNECTIONS, move |request| {
             let (mirror, canaries) = (mirror.clone(), canaries.clone());
             let (parts, body) = request.into_parts();
-            async move {
+            let span = span("registry", &parts.method, parts.uri.path());
+            let answer = async move {
                 match canaries.answer(&parts) {
                     Some(answer) => canary::response(answer, whole),
                     None => mirror.answer(Request::from_parts(parts, body)).await,
                 }
-            }
+            };
+            answer.instrument(span)
         });
         serving.spawn(self.object, DEFAULT_MAX_CONNECTIONS, move |request| {
             let endpoint = endpoint.clone();
-            async move { endpoint.handle(request).await }
+            let span = span("object", request.method(), request.uri().path());
+            async move { endpoint.handle(request).await }.instrument(span)
         });
     }
+}
+
+/// The root of a request's trace. The path alone: a query may carry a signature.
+fn span(face: &'static str, method: &Method, path: &str) -> Span {
+    tracing::info_span!(target: "windlass::trace", "request", face, %method, path)
 }
 
 /// A body that is all there.

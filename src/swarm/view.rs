@@ -201,11 +201,11 @@ impl View {
         self.members.get(&node)
     }
 
-    /// The node is passed over until then, or until it is heard from. Being late takes nothing back from being lost.
     pub(crate) fn members(&self) -> impl Iterator<Item = &Member> {
         self.members.values()
     }
 
+    /// The node is passed over until then, or until it is heard from. Being late takes nothing back from being lost.
     pub(crate) fn suspect(&mut self, node: NodeId, evidence: Evidence, until: Time) {
         if node == self.me || !self.members.contains_key(&node) {
             return;

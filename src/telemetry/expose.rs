@@ -10,6 +10,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::process::Process;
+use super::traces;
 
 /// Content type of what [`encode`] writes.
 pub const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -21,6 +22,7 @@ pub fn registry() -> Registry {
     registry.register_collector(Box::new(Process));
     let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
     own(&mut registry).register("build", "Version of this daemon", build);
+    traces::register(own(&mut registry));
     registry
 }
 

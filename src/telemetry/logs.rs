@@ -3,11 +3,15 @@
 use std::io::IsTerminal;
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{EnvFilter, Layer};
 
-/// Overrides what is configured: at `trace`, presigning shows the session token that it signs with.
-const NEVER: &str = "aws_sigv4=off";
+use super::traces::{self, EndpointError, Exporter, TracesConfig};
+
+/// Overrides what is configured: at `trace`, presigning shows the session token that it signs with; and the spans of traces
+/// would stand before every line.
+const NEVER: [&str; 2] = ["aws_sigv4=off", "windlass::trace=off"];
 
 /// Section `[log]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,8 +44,11 @@ impl Config {
     /// When a directive does not parse.
     pub fn filter(&self) -> Result<EnvFilter, InitError> {
         let failed = |source| InitError::Level { level: self.level.clone(), source };
-        let parsed = EnvFilter::builder().parse(&self.level).map_err(failed)?;
-        Ok(parsed.add_directive(NEVER.parse().map_err(failed)?))
+        let mut parsed = EnvFilter::builder().parse(&self.level).map_err(failed)?;
+        for never in NEVER {
+            parsed = parsed.add_directive(never.parse().map_err(failed)?);
+        }
+        Ok(parsed)
     }
 }
 
@@ -52,25 +59,35 @@ pub enum InitError {
         "{level:?} is no log level: {source}; write a level (error, warn, info, debug, trace) or target=level directives"
     )]
     Level { level: String, source: tracing_subscriber::filter::ParseError },
+    #[error(transparent)]
+    Traces(#[from] EndpointError),
     #[error("logging was already set up in this process: {0}")]
     Twice(#[from] TryInitError),
 }
 
-/// Sends this process's events to stderr from now on. `RUST_LOG`, when set, replaces the configured level.
+/// Sends this process's events to stderr from now on, and its traces to what is returned. `RUST_LOG`, when set, replaces the
+/// configured level.
 ///
 /// # Errors
 /// [`InitError`]; nothing is logged then.
-pub fn init(config: &Config) -> Result<(), InitError> {
+pub fn init(config: &Config, traces: &TracesConfig) -> Result<Option<Exporter>, InitError> {
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
         Ok(level) if !level.is_empty() => Config { level, ..config.clone() }.filter()?,
         _ => config.filter()?,
     };
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let (recorder, exporter) = traces::layer(traces)?.unzip();
+    let subscriber = tracing_subscriber::registry().with(recorder);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match config.format {
-        Format::Text => lines.with_ansi(std::io::stderr().is_terminal()).finish().try_init()?,
-        Format::Json => lines.json().flatten_event(true).finish().try_init()?,
+        Format::Text => {
+            let lines = lines.with_ansi(std::io::stderr().is_terminal());
+            subscriber.with(lines.with_filter(filter)).try_init()?;
+        }
+        Format::Json => {
+            subscriber.with(lines.json().flatten_event(true).with_filter(filter)).try_init()?;
+        }
     }
-    Ok(())
+    Ok(exporter)
 }
 
 #[cfg(test)]
