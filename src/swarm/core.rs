@@ -13,6 +13,9 @@ use super::view::{Evidence, View};
 use crate::content::NodeId;
 use crate::wire::Message;
 
+/// After a sleep, the time in which the transport finds all its connections ended: its timers fire at once.
+const WAKING: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) me: NodeId,
@@ -22,6 +25,8 @@ pub(crate) struct Core {
     pub(crate) timers: Timers,
     pub(crate) rng: Rng,
     pub(crate) stats: Stats,
+    /// When this process last ran on after it had not run for long.
+    woke: Option<Time>,
     actions: VecDeque<Action>,
     loopback: VecDeque<Message>,
 }
@@ -37,6 +42,7 @@ impl Core {
             timers: Timers::default(),
             rng: Rng::new(seed),
             stats: Stats::default(),
+            woke: None,
             actions: VecDeque::new(),
             loopback: VecDeque::new(),
         }
@@ -61,6 +67,16 @@ impl Core {
 
     pub(crate) fn take_loopback(&mut self) -> Option<Message> {
         self.loopback.pop_front()
+    }
+
+    pub(crate) fn wake_up(&mut self) {
+        self.woke = Some(self.now);
+    }
+
+    /// Connections that break now broke because this node was silent, and say nothing of the others: taken for lost, all
+    /// of them at once, they would leave it alone with the origin.
+    pub(crate) fn is_waking(&self) -> bool {
+        self.woke.is_some_and(|woke| self.now.since(woke) < WAKING)
     }
 
     /// The peer is passed over for a while.

@@ -152,12 +152,16 @@ impl Swarm {
                 self.home.on_view_change(core, &change);
                 requester.on_view_change(core, &change);
             }
+            Event::PeerLost(_) if core.is_waking() => {}
             Event::PeerLost(node) => {
                 core.suspect(node, Evidence::Lost);
                 self.home.on_peer_lost(core, node);
                 requester.on_peer_lost(core);
             }
-            Event::Slept(slept) => self.home.on_slept(core, slept),
+            Event::Slept(slept) => {
+                core.wake_up();
+                self.home.on_slept(core, slept);
+            }
             Event::Message { from, message } => {
                 core.view.heard_from(from);
                 self.take_in_message(from, message);
@@ -220,10 +224,7 @@ mod tests {
             |id| Member { id, zone: Zone::default(), seed: false, settled: true, capacity: DEFAULT_CAPACITY };
         swarm.handle_event(at(0), Event::Members { members: vec![member(ME), member(OTHER)], synced: true });
         let mine = |n| {
-            swarm.core.view.home(crate::swarm::view::StripeKey {
-                content: ContentKey([n; 32]),
-                stripe: crate::content::StripeIndex(0),
-            }) == ME
+            swarm.core.view.home(StripeKey { content: ContentKey([n; 32]), stripe: StripeIndex(0) }) == ME
         };
         let content = ContentKey([(0..=255).find(|n| mine(*n)).unwrap(); 32]);
         let layout = Layout::new(chunks * 8, 8).unwrap();
@@ -246,7 +247,7 @@ mod tests {
     }
 
     fn answer(swarm: &mut Swarm, now: Time, content: ContentKey) {
-        let table = Table { content, stripe: crate::content::StripeIndex(0), home: ME, rows: Vec::new() };
+        let table = Table { content, stripe: StripeIndex(0), home: ME, rows: Vec::new() };
         swarm.handle_event(now, Event::Message { from: OTHER, message: Message::Table(table) });
     }
 

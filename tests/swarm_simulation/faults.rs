@@ -5,6 +5,7 @@
 //! arrives afterwards; later it is lost, and both sides hear of it.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use windlass::swarm::{Event, FlowFailure};
 
@@ -14,6 +15,8 @@ use super::world::{Happening, Node, Path, Progress, STORED, TAINTED, World, cont
 
 /// `transport.idle_timeout_ms`.
 const IDLE: u64 = 10 * SECOND;
+/// A longer pause is noticed: what the engine looks at its clock for (`cache::clock`).
+const OVERSLEPT: u64 = SECOND;
 
 impl World {
     pub(super) fn fault(&mut self, index: usize) {
@@ -134,6 +137,7 @@ impl World {
         self.ledger.pauses += 1;
         self.nodes[n].paused = true;
         self.nodes[n].pauses += 1;
+        self.nodes[n].paused_at = self.now;
         let pauses = self.nodes[n].pauses;
         self.after(IDLE, Happening::Stalled { node: n, pauses });
     }
@@ -148,6 +152,7 @@ impl World {
         self.nodes[n].pauses += 1;
         self.nodes[n].timer = None;
         self.nodes[n].last_byte = self.now;
+        self.wake_up(n);
         self.resume_gossip(n);
         self.drop_orphans(n);
         self.release();
@@ -157,6 +162,15 @@ impl World {
             }
         }
         self.drain(n);
+    }
+
+    /// The engine looks at the clock: time in which nothing could arrive is left out of it.
+    fn wake_up(&mut self, n: usize) {
+        let slept = self.now - self.nodes[n].paused_at;
+        if slept > OVERSLEPT {
+            self.nodes[n].slept += slept;
+            self.event(n, Event::Slept(Duration::from_micros(slept)));
+        }
     }
 
     /// Streams from a source that has died meanwhile: the new process knows nothing of them.

@@ -106,7 +106,7 @@ impl World {
             }
         }
         let chunk = ChunkIndex((g - self.first[blob]) as u32);
-        let now = Time(self.now);
+        let now = self.clock(from);
         let verdict = self.nodes[from].swarm.upload_requested(now, node_id(to), content_key(blob), chunk);
         let latency = self.scenario.latency;
         match verdict {
@@ -150,7 +150,8 @@ impl World {
         self.nodes[to].flags[g] &= !FETCHING;
         match from {
             Some(from) if admitted && self.nodes[from].up => {
-                self.nodes[from].swarm.upload_ended(Time(self.now));
+                let now = self.clock(from);
+                self.nodes[from].swarm.upload_ended(now);
                 self.drain(from);
             }
             Some(_) => {}

@@ -99,6 +99,9 @@ pub(super) struct Node {
     pub(super) up: bool,
     pub(super) paused: bool,
     pub(super) pauses: u32,
+    pub(super) paused_at: u64,
+    /// Time it did not run.
+    pub(super) slept: u64,
     /// Its connections are known to be gone.
     pub(super) severed: bool,
     pub(super) incarnation: u32,
@@ -428,8 +431,15 @@ impl World {
         later.into_iter().any(|(_, fault)| matches!(fault, Fault::Restart { node, .. } if *node == n))
     }
 
+    /// The node's own time: that in which it ran, as the engine counts it.
+    pub(super) fn clock(&self, n: usize) -> Time {
+        let node = &self.nodes[n];
+        Time(if node.paused { node.paused_at } else { self.now } - node.slept)
+    }
+
     pub(super) fn event(&mut self, n: usize, event: Event) {
-        self.nodes[n].swarm.handle_event(Time(self.now), event);
+        let now = self.clock(n);
+        self.nodes[n].swarm.handle_event(now, event);
         self.drain(n);
     }
 
@@ -439,8 +449,9 @@ impl World {
         }
         self.nodes[n].timer = None;
         if self.nodes[n].up && !self.nodes[n].paused {
-            if self.nodes[n].swarm.poll_timeout().is_some_and(|at| at.0 <= self.now) {
-                self.nodes[n].swarm.handle_timeout(Time(self.now));
+            let now = self.clock(n);
+            if self.nodes[n].swarm.poll_timeout().is_some_and(|at| at <= now) {
+                self.nodes[n].swarm.handle_timeout(now);
             }
             self.drain(n);
         }
@@ -451,7 +462,8 @@ impl World {
             self.act(n, action);
         }
         // A wake-up that comes too early does nothing, so only an earlier one needs to be queued.
-        let due = self.nodes[n].swarm.poll_timeout().map(|at| at.0.max(self.now));
+        let slept = self.nodes[n].slept;
+        let due = self.nodes[n].swarm.poll_timeout().map(|at| (at.0 + slept).max(self.now));
         if let Some(at) = due.filter(|at| self.nodes[n].timer.is_none_or(|queued| *at < queued)) {
             self.nodes[n].timer = Some(at);
             self.at(at, Happening::Timer(n));
@@ -552,6 +564,8 @@ impl Node {
             up: false,
             paused: false,
             pauses: 0,
+            paused_at: 0,
+            slept: 0,
             severed: false,
             incarnation: 0,
             booted: 0,
