@@ -7,8 +7,8 @@
 //! cargo bench --bench swarm -- replay 53 [--large]                              one of these histories
 //! cargo bench --bench swarm -- plot [--nodes 2,8,32]                            SVG into benches/figures
 //! ```
-//! A grid up to 2,000 nodes takes tens of minutes of one core, 1,000 seeds some minutes. Add `--profile tests` to use
-//! what the tests have built. What the model leaves out is said in `tests/swarm_simulation/mod.rs`.
+//! All of it runs on as many threads as there are cores (`--jobs 1` for fewer). A grid up to 2,000 nodes takes an hour of
+//! one core, 1,000 seeds two minutes. Add `--profile tests` to use what the tests have built. What the model leaves out is said in `tests/swarm_simulation/mod.rs`.
 #![expect(clippy::cast_possible_truncation, reason = "counts of chunks and of parts")]
 
 #[path = "swarm/figures.rs"]
@@ -22,6 +22,8 @@ mod simulation;
 
 use std::panic::catch_unwind;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::Instant;
 
 use figures::{Figures, header};
@@ -61,6 +63,11 @@ impl Arguments {
         given.unwrap_or_else(|| otherwise.to_vec())
     }
 
+    fn jobs(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        self.number("--jobs", cores as u64).max(1) as usize
+    }
+
     fn mix(&self) -> Mix {
         if self.has("--large") { Mix::LARGE } else { Mix::SMALL }
     }
@@ -86,15 +93,44 @@ fn grid(arguments: &Arguments) {
     if !json {
         println!("{}", header());
     }
-    for nodes in arguments.nodes(NODES) {
-        for case in grid::cases(nodes, gib, &config) {
-            if arguments.value("--only").is_some_and(|only| !case.name.contains(only)) {
-                continue;
-            }
-            let figures = Figures::of(&case);
-            println!("{}", if json { figures.json() } else { figures.row() });
+    let cases = arguments.nodes(NODES).into_iter().flat_map(|nodes| grid::cases(nodes, gib, &config));
+    let only = arguments.value("--only");
+    let cases: Vec<_> = cases.filter(|case| only.is_none_or(|only| case.name.contains(only))).collect();
+    side_by_side(
+        &cases,
+        arguments.jobs(),
+        |case| catch_unwind(|| Figures::of(case)),
+        |case, figures| match figures {
+            Ok(figures) if json => println!("{}", figures.json()),
+            Ok(figures) => println!("{}", figures.row()),
+            Err(_) => println!("{:<12} {:>5} broke an invariant", case.name, case.scenario.pulls.len()),
+        },
+    );
+}
+
+/// Does `work` for each item on `jobs` threads, and `report`s in the order in which they end.
+fn side_by_side<I: Sync, R: Send>(
+    items: &[I],
+    jobs: usize,
+    work: impl Fn(&I) -> R + Sync,
+    mut report: impl FnMut(&I, R),
+) {
+    let next = AtomicUsize::new(0);
+    let (sender, results) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            let (sender, next, work) = (sender.clone(), &next, &work);
+            scope.spawn(move || {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if sender.send((item, work(item))).is_err() {
+                        return;
+                    }
+                }
+            });
         }
-    }
+        drop(sender);
+        results.iter().for_each(|(item, result)| report(item, result));
+    });
 }
 
 /// The shipped numbers with these changes, each `key=value`.
@@ -113,16 +149,21 @@ fn faults(arguments: &Arguments) -> ExitCode {
     let (from, seeds) = (arguments.number("--from", 1), arguments.number("--seeds", 2_000));
     let (mix, started) = (arguments.mix(), Instant::now());
     let (mut failed, mut again, mut worst, mut stall) = (Vec::new(), 0, 1.0f64, 0.0f64);
-    for seed in from..from + seeds {
-        match catch_unwind(|| World::new(mixed(seed, mix)).run()) {
+    let histories: Vec<u64> = (from..from + seeds).collect();
+    side_by_side(
+        &histories,
+        arguments.jobs(),
+        |seed| catch_unwind(|| World::new(mixed(*seed, mix)).run()),
+        |seed, outcome| match outcome {
             Ok(outcome) => {
                 again += outcome.again();
                 worst = worst.max(outcome.origin_ratio);
                 stall = stall.max(outcome.longest_stall_s);
             }
-            Err(_) => failed.push(seed),
-        }
-    }
+            Err(_) => failed.push(*seed),
+        },
+    );
+    failed.sort_unstable();
     println!(
         "{seeds} seeds from {from}: {} broke an invariant {failed:?}; {again} chunks fetched again, each for a fault; \
          worst origin ratio {worst:.3}; longest wait {stall:.1} s; {:.0} s",
