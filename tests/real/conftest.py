@@ -49,11 +49,16 @@ def images(scratch: Path) -> ImageBuilder:
 
 @pytest.fixture(scope="module")
 def cluster(scratch: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """A network with an origin machine; the module adds the nodes it needs."""
+    """A network with an origin machine; the module adds the nodes it needs.
+
+    A module that reads no object says `WITHOUT_OBJECTS = True`: an object store takes long to start.
+    """
     name = request.module.__name__.removeprefix("test_")
     kept = os.environ.get("WINDLASS_RIG_LOGS")
     logs = Path(kept) / name if kept else scratch / name / "logs"
     built = Cluster(tag=name[:6], directory=scratch / name, logs=logs)
+    if getattr(request.module, "WITHOUT_OBJECTS", False):
+        built.without_objects()
     try:
         yield built
     finally:

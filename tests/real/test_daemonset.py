@@ -13,13 +13,14 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from rig.cluster import Cluster, Node, at_once
 from rig.images import ImageBuilder, Layer, push
 from rig.network import Machine
 from rig.processes import run, wait_until
+
+WITHOUT_OBJECTS = True
 
 yaml = pytest.importorskip("yaml")
 jsonschema = pytest.importorskip("jsonschema")
@@ -238,13 +239,6 @@ def queries() -> list[str]:
     for variable, value in filled.items():
         found = [expression.replace(variable, value) for expression in found]
     return found
-
-
-@pytest.fixture(scope="module")
-def cluster(cluster: Cluster) -> Cluster:
-    """The cluster without an object store, which nothing here reads and which takes long to start."""
-    cluster._objects = SimpleNamespace(endpoint="http://127.0.0.1:9")
-    return cluster
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from rig.cluster import Cluster, Node
 from rig.containerd2 import Containerd2, Way, needed
 from rig.processes import run
 from rig.windlass import Authority, Daemon, binary, environment
+
+WITHOUT_OBJECTS = True
 
 Figure = Callable[[str, object], None]
 
@@ -93,13 +94,6 @@ class Patient:
         self.node.containerd.process.terminate()
         self.config.write_text(text)
         self.node.containerd.start()
-
-
-@pytest.fixture(scope="module")
-def cluster(cluster: Cluster) -> Cluster:
-    """The cluster without an object store, which nothing here reads and which takes long to start."""
-    cluster._objects = SimpleNamespace(endpoint="http://127.0.0.1:9")
-    return cluster
 
 
 @pytest.fixture(scope="module")

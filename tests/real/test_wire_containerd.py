@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from rig.cluster import Cluster, Node
@@ -13,12 +12,7 @@ from rig.processes import wait_until
 from rig.registry import bytes_by_blob
 from rig.windlass import binary, environment
 
-
-@pytest.fixture(scope="module")
-def cluster(cluster: Cluster) -> Cluster:
-    """The cluster without an object store, which nothing here reads and which takes long to start."""
-    cluster._objects = SimpleNamespace(endpoint="http://127.0.0.1:9")
-    return cluster
+WITHOUT_OBJECTS = True
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from rig.object_store import ObjectStore
 from rig.registry import Registry
 from rig.windlass import MIRROR, Authority, Daemon, Settings, wait_until_joined
 
+NOWHERE = "http://127.0.0.1:9"
+
 
 @dataclass
 class Node:
@@ -41,6 +43,7 @@ class Cluster:
             self.origin = self.network.machine("origin")
             self._registry: Registry | None = None
             self._objects: ObjectStore | None = None
+            self._objects_endpoint = ""
             self._authority: Authority | None = None
             self._joined: list[Daemon] = []
         except BaseException:
@@ -60,6 +63,11 @@ class Cluster:
             self._objects = ObjectStore(self.origin, self.directory / "objects", self.logs)
             self._ends.callback(self._objects.close)
         return self._objects
+
+    def without_objects(self) -> None:
+        """Daemons are told of an object store that is not there."""
+        assert self._objects is None, "there is one already"
+        self._objects_endpoint = NOWHERE
 
     def machine(self, name: str) -> Machine:
         return self.network.machine(name)
@@ -95,7 +103,7 @@ class Cluster:
         return Settings(
             peers=peers,
             registry=self.registry.host,
-            objects=self.objects.endpoint,
+            objects=self._objects_endpoint or self.objects.endpoint,
             data_dir=self.directory / machine.name / "store",
             certificates=self.authority.issue(machine.name),
         )
