@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from rig.cluster import Cluster, Node, at_once
+from rig.ecr import Ecr
 from rig.images import MIB, Image, ImageBuilder, Layer
 from rig.processes import wait_until
 from rig.windlass import MIRROR, wait_until_joined
 
 NODES = 4
 NAME = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
-PORT, STORE_PORT = 5601, 5602
-SERVER = Path(__file__).parent / "rig" / "ecr_server.py"
 
 LAYERS = [512] * 4 if os.environ.get("WINDLASS_RIG_FULL") else [64] * 4
 TOKEN_LIFE_S = 8.0
@@ -32,26 +29,6 @@ SECONDS = 20.0
 SECRET_KEY = "windlass-rig-secret-key-never-to-be-seen"
 
 
-class Ecr:
-    """The stub on the origin's machine, and its log."""
-
-    def __init__(self, cluster: Cluster, image: Image) -> None:
-        cluster.directory.mkdir(parents=True, exist_ok=True)
-        self.log = cluster.directory / "ecr.jsonl"
-        machine = cluster.origin
-        arguments = [PORT, STORE_PORT, machine.address, image.layout, self.log, TOKEN_LIFE_S, URL_LIFE_S]
-        self._process = machine.start([sys.executable, str(SERVER), *map(str, arguments)], cluster.logs / "ecr.log")
-        self.url = f"http://{machine.address}:{PORT}"
-        wait_until(lambda: bool(machine.get(f"{self.url}/v2/", check=False)), "the ECR stub answers", 30, self._process)
-
-    def records(self, service: str, method: str | None = None) -> list[dict]:
-        records = [json.loads(line) for line in self.log.read_text().splitlines()]
-        return [r for r in records if r["service"] == service and method in (None, r["method"])]
-
-    def close(self) -> None:
-        self._process.terminate()
-
-
 @pytest.fixture(scope="module")
 def image(images: ImageBuilder) -> Image:
     return images.build("ecr", [Layer(9_000 + number, size, False) for number, size in enumerate(LAYERS)])
@@ -59,7 +36,7 @@ def image(images: ImageBuilder) -> Image:
 
 @pytest.fixture(scope="module")
 def ecr(cluster: Cluster, image: Image):
-    stub = Ecr(cluster, image)
+    stub = Ecr(cluster, image, TOKEN_LIFE_S, URL_LIFE_S)
     yield stub
     stub.close()
 
@@ -68,10 +45,9 @@ def ecr(cluster: Cluster, image: Image):
 def nodes(cluster: Cluster, ecr: Ecr) -> list[Node]:
     machines = [cluster.machine(f"node{number}") for number in range(1, NODES + 1)]
     addresses = [machine.address for machine in machines]
-    origin = f"http://{cluster.origin.address}:{PORT}"
-    extra = f'[[registry.origins]]\nname = "{NAME}"\nendpoint = "{origin}"\n'
+    extra = f'[[registry.origins]]\nname = "{NAME}"\nendpoint = "{ecr.url}"\n'
     environment = {
-        "AWS_ENDPOINT_URL_ECR": origin,
+        "AWS_ENDPOINT_URL_ECR": ecr.url,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
         # The link is slow on purpose, and there is no upstream to go to.
         "WINDLASS_REGISTRY__FIRST_BYTE_DEADLINE_MS": "120000",

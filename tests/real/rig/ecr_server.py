@@ -1,9 +1,11 @@
 """A program: an ECR that behaves, written from the API reference and what registries of ECR are seen to do.
 
-`python ecr_server.py PORT STORE_PORT ADDRESS LAYOUT LOG TOKEN_LIFE_S URL_LIFE_S`. On PORT: `GetAuthorizationToken`,
-whose caller must sign, and the registry, which takes its tokens as Basic until they end and then answers 403 as ECR does;
-blobs are redirects to presigned URLs. `GET /revoke` ends all tokens before their time. On STORE_PORT: the object store behind it, which serves ranges to whoever has a URL
-that has not ended, GET only, and refuses every request that carries `Authorization`, as S3 does.
+`python ecr_server.py PORT STORE_PORT ADDRESS LAYOUT LOG TOKEN_LIFE_S URL_LIFE_S [public]`. On PORT:
+`GetAuthorizationToken`, whose caller must sign, and the registry, which takes its tokens as Basic until they end and then
+answers 403 as ECR does; blobs are redirects to presigned URLs. `GET /revoke` ends all tokens before their time. With
+`public` it is ECR Public: the registry takes Bearer tokens, which `/token/` gives to anybody, and to whoever shows a token
+of the API for the account that it is of. On STORE_PORT: the object store behind it, which serves ranges to whoever has a
+URL that has not ended, GET only, and refuses every request that carries `Authorization`, as S3 does.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 PIECE_BYTES = 256 << 10
 KEY = secrets.token_bytes(32)
-SIGNED = re.compile(r"^AWS4-HMAC-SHA256 Credential=[^/]+/\d{8}/[a-z0-9-]+/ecr/aws4_request, SignedHeaders=[^,]+, ")
+SIGNED = r"^AWS4-HMAC-SHA256 Credential=[^/]+/\d{8}/[a-z0-9-]+/%s/aws4_request, SignedHeaders=[^,]+, "
+TARGETS = {"ecr": "AmazonEC2ContainerRegistry_V20150921", "ecr-public": "SpencerFrontendService"}
 EXPIRED = "Your authorization token has expired. Reauthenticate and try again."
 
 
@@ -36,7 +39,9 @@ class State:
         self.token_life_s, self.url_life_s = float(arguments[5]), int(arguments[6])
         self.blobs = layout / "blobs" / "sha256"
         self.top = json.loads((layout / "index.json").read_text())["manifests"][0]["digest"]
+        self.api = "ecr-public" if arguments[7:] == ["public"] else "ecr"
         self.tokens: dict[str, float] = {}
+        self.bearers: dict[str, float] = {}
         self.lock = threading.Lock()
 
     def note(self, record: dict) -> None:
@@ -100,17 +105,18 @@ class Ecr(Handler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         target = self.headers.get("X-Amz-Target")
-        if not SIGNED.match(self.headers.get("Authorization", "")) or not self.headers.get("X-Amz-Date"):
+        api = self.state.api
+        if not re.match(SIGNED % api, self.headers.get("Authorization", "")) or not self.headers.get("X-Amz-Date"):
             body = {"__type": "MissingAuthenticationTokenException", "message": "Missing Authentication Token"}
             return self.answer(400, json.dumps(body).encode())
-        if target != "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken":
+        if target != f"{TARGETS[api]}.GetAuthorizationToken":
             return self.answer(400, json.dumps({"__type": "UnknownOperationException"}).encode())
         token = base64.b64encode(f"AWS:password-{secrets.token_hex(16)}".encode()).decode()
         ends = time.time() + self.state.token_life_s
         with self.state.lock:
             self.state.tokens[token] = ends
         data = {"authorizationToken": token, "expiresAt": ends, "proxyEndpoint": f"https://{self.headers['Host']}"}
-        return self.answer(200, json.dumps({"authorizationData": [data]}).encode())
+        return self.answer(200, json.dumps({"authorizationData": data if api == "ecr-public" else [data]}).encode())
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -121,12 +127,31 @@ class Ecr(Handler):
                 self.state.tokens = dict.fromkeys(self.state.tokens, 0.0)
             return self.answer(200)
         given = self.headers.get("Authorization", "")
+        if self.state.api == "ecr-public":
+            return self.public(given)
         ends = self.state.tokens.get(given.removeprefix("Basic "))
         if ends is None:
             challenge = 'Basic realm="https://ecr.example/",service="ecr.amazonaws.com"'
             return self.refuse(401, "UNAUTHORIZED", "Not Authorized", {"WWW-Authenticate": challenge})
         if ends <= time.time():
             return self.refuse(403, "DENIED", EXPIRED)
+        return self.content()
+
+    def public(self, given: str) -> None:
+        if urlsplit(self.path).path == "/token/":
+            if given and self.state.tokens.get(given.removeprefix("Basic "), 0.0) <= time.time():
+                return self.refuse(400, "DENIED", EXPIRED)
+            bearer = f"{'account' if given else 'anybody'}-{secrets.token_hex(16)}"
+            with self.state.lock:
+                self.state.bearers[bearer] = time.time() + self.state.token_life_s
+            return self.answer(200, json.dumps({"token": bearer, "expires_in": int(self.state.token_life_s)}).encode())
+        if self.state.bearers.get(given.removeprefix("Bearer "), 0.0) <= time.time():
+            realm = f"http://{self.state.address}:{self.state.port}/token/"
+            challenge = f'Bearer realm="{realm}",service="public.ecr.aws",scope="aws"'
+            return self.refuse(401, "UNAUTHORIZED", "Not Authorized", {"WWW-Authenticate": challenge})
+        return self.content()
+
+    def content(self) -> None:
         path = urlsplit(self.path).path
         if match := re.fullmatch(r"/v2/.+/manifests/(.+)", path):
             return self.manifest(match[1])
