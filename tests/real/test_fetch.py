@@ -8,10 +8,12 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 from rig.cluster import Cluster, Node, at_once
 from rig.images import MIB
+from rig.object_store import call_s3
 from rig.processes import Process, run, wait_until
 from rig.windlass import environment
 
@@ -187,3 +189,24 @@ class Terminal:
                 return screens
             time.sleep(0.1)
         raise TimeoutError(f"the terminal never showed {until!r}:\n{screens[-1]}")
+
+
+def test_a_version_is_fetched_by_its_id(cluster: Cluster, nodes: list[Node]) -> None:
+    made = call_s3(
+        cluster.origin, cluster.objects.endpoint, "upload_versions", "versioned", "m/weights.bin", str(20 * MIB + 5)
+    )
+    latest = made[-1]
+    for version, sha256 in [*made, ("", latest[1])]:
+        destination = cluster.directory / f"version-{version}"
+        query = f"?versionId={version}" if version else ""
+        status, output = nodes[0].daemon.fetch(f"s3://versioned/m/weights.bin{query}", str(destination))
+        assert status == 0, output
+        with destination.open("rb") as file:
+            assert hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    reads = [request for request in cluster.objects.requests() if "/versioned/" in request.path and request.object_bytes()]
+    assert {version for version, _ in made} == {
+        version for request in reads for version in parse_qs(request.query).get("versionId", [])
+    }
+    assert sum(request.object_bytes() for request in reads) == 2 * (20 * MIB + 5), "the latest was here already"
+    status, output = nodes[0].daemon.fetch("s3://versioned/m/weights.bin?versionId=none", str(cluster.directory / "no"))
+    assert status == 1, output

@@ -19,6 +19,8 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 BUCKETS_NEED_A_REGION = "us-east-1"
+BLOCK_BYTES = 128 << 20
+"""The most of Python's random bytes that can be had at once is twice that."""
 
 
 def client(endpoint: str, access_key: str = "rig"):
@@ -47,10 +49,23 @@ def upload(s3, bucket: str, sizes_by_key: str) -> dict[str, str]:
             raise
     hashes = {}
     for key, size in json.loads(sizes_by_key).items():
-        data = random.Random(f"{bucket}/{key}").randbytes(size)
+        chance = random.Random(f"{bucket}/{key}")
+        data = b"".join(chance.randbytes(min(BLOCK_BYTES, size - start)) for start in range(0, size, BLOCK_BYTES))
         s3.put_object(Bucket=bucket, Key=key, Body=data)
         hashes[key] = hashlib.sha256(data).hexdigest()
     return hashes
+
+
+def upload_versions(s3, bucket: str, key: str, size: str) -> list[list[str]]:
+    """Two versions of an object, in a bucket that keeps versions. Returns id and sha256 of each, the older one first."""
+    s3.create_bucket(Bucket=bucket)
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    made = []
+    for number in range(2):
+        data = random.Random(f"{bucket}/{key}/{number}").randbytes(int(size))
+        version = s3.put_object(Bucket=bucket, Key=key, Body=data)["VersionId"]
+        made.append([version, hashlib.sha256(data).hexdigest()])
+    return made
 
 
 def download(s3, bucket: str, key: str, destination: str) -> str:
@@ -185,6 +200,7 @@ COMMANDS = {
     f.__name__: f
     for f in (
         upload,
+        upload_versions,
         download,
         put,
         delete,
