@@ -152,6 +152,37 @@ def test_a_revocation_takes_effect_within_twice_the_permissions_life(
         users.write_text(htpasswd(ANN, NODE))
 
 
+@pytest.mark.parametrize(("outage", "known"), [("deny", 404), ("allow-known", 200)])
+def test_an_outage_lets_in_who_is_known_if_so_configured(
+    cluster: Cluster, images: ImageBuilder, figure: Callable[[str, object], None], outage: str, known: int
+) -> None:
+    name = f"passing-{outage}"
+    registry = Registry(cluster.machine(name), cluster.directory / name, cluster.logs, htpasswd(ANN, NODE))
+    made = images.build(name, [Layer(3_010, 2, True)])
+    push(made, cluster.origin, registry.reference("team/passing"), f"{ANN}:{ANNS_PASSWORD}")
+    machine = cluster.machine(f"node-{outage}")
+    password = cluster.directory / f"password-{outage}"
+    password.write_text(NODES_PASSWORD)
+    keys = f'access = "caller"\nusername = "{NODE}"\npassword_file = "{password}"'
+    settings = dataclasses.replace(
+        cluster.settings(machine, [machine.address]),
+        registry=registry.host,
+        registry_extra=keys,
+        extra=f'[access]\npermit_ttl_ms = 500\nrefusal_ttl_ms = 100\noutage = "{outage}"\n',
+    )
+    daemon = cluster.daemon(machine, settings).start()
+    path = f"/v2/team/passing/blobs/{made.layers[0].digest}?ns={registry.host}"
+    asking = {"ann": (ANN, ANNS_PASSWORD), "stranger": STRANGER, "nobody": NOBODY}
+    assert {who: status_of(daemon, path, asking[who]) for who in asking} == {"ann": 200, "stranger": 404, "nobody": 401}
+    registry.close()
+    time.sleep(1)
+    answers = {who: status_of(daemon, path, asking[who]) for who in asking}
+    figure(f"caller mode, the registry is down, outage = {outage}", answers)
+    assert answers["ann"] == known
+    assert answers["stranger"] in (404, 502, 503) and answers["nobody"] == 401
+    daemon.close()
+
+
 def test_no_log_shows_a_credential_at_any_level(
     daemon: Daemon, containerd: Containerd, image: tuple[Image, str]
 ) -> None:
