@@ -14,7 +14,7 @@ pub struct Config {
     /// Directory of this daemon alone. On a file system with reflink (XFS, btrfs) shared with the destinations of
     /// `fetch`, placed files take no further room.
     pub data_dir: PathBuf,
-    /// Most bytes of chunks kept on disk. Least recently used contents leave first.
+    /// Most bytes of chunks kept on disk. What nobody used for longest leaves first, and sooner what peers have too.
     #[serde(serialize_with = "exact")]
     pub budget: ByteSize,
     /// Bytes that stay free on the file system of `data_dir`, whoever else fills it. The store gives up contents
@@ -27,8 +27,8 @@ pub struct Config {
     pub scrub_rate: ByteSize,
     /// Contents that are never evicted: `sha256:DIGEST`, `s3://bucket/key`, or all below `s3://bucket/prefix/`.
     pub pins: Vec<PinName>,
-    /// Threads that hash, read and write. 0 means as many as cores, at most 4: BLAKE3 takes about a tenth and a
-    /// page-cache write a fifth of a core per GB/s, so four carry more than a 25 Gb/s link brings.
+    /// Threads that hash, read and write, beside one that only reads. 0 means as many as cores, at most 4: BLAKE3 takes
+    /// about a tenth and a page-cache write a fifth of a core per GB/s, so four carry more than a 25 Gb/s link brings.
     pub io_threads: usize,
 }
 

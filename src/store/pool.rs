@@ -1,7 +1,8 @@
 //! The threads that hash, read and write, so that no network task ever waits for a disk.
 //!
 //! Invariant: at most [`LANE_JOBS_MAX`] jobs wait per lane; a caller beyond that waits before it hands over its
-//! bytes. Reads go first, because a client hangs on each, but never starve writes.
+//! bytes. Reads go first, because a client hangs on each, but never starve writes; and one thread takes reads only, so
+//! that writes which wait (for a disk that syncs, for an eviction) never hold up a read from memory.
 //! This module refuses to know what a job does. It is not `spawn_blocking`, whose queue has no bound and whose one
 //! lock all threads contend for (tokio issue 8470).
 
@@ -49,24 +50,28 @@ struct Queue {
     read: VecDeque<(Job, OwnedSemaphorePermit)>,
     write: VecDeque<(Job, OwnedSemaphorePermit)>,
     reads_in_a_row: u32,
+    /// Writes that run now, and how many may.
+    writing: usize,
+    writing_max: usize,
     stopped: bool,
 }
 
 impl Pool {
-    /// Starts `threads` threads.
+    /// Starts `threads` threads that do everything, and one for reads alone.
     pub(super) fn start(threads: usize, metrics: &Metrics) -> std::io::Result<Self> {
         let gate = |lane| LaneGate {
             room: Arc::new(Semaphore::new(LANE_JOBS_MAX)),
             gauge: metrics.queue_gauge(lane),
         };
+        let threads = threads.max(1);
         let shared = Arc::new(Shared {
-            queue: Mutex::default(),
+            queue: Mutex::new(Queue { writing_max: threads, ..Queue::default() }),
             ready: Condvar::new(),
             read: gate(Lane::Read),
             write: gate(Lane::Write),
         });
         let pool = Self { shared: Arc::clone(&shared), threads: Mutex::default() };
-        for number in 0..threads.max(1) {
+        for number in 0..=threads {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new()
                 .name(format!("store-io-{number}"))
@@ -148,21 +153,33 @@ impl Shared {
     }
 
     fn work(&self) {
-        while let Some(job) = self.next() {
+        while let Some((lane, job)) = self.next() {
             if catch_unwind(AssertUnwindSafe(job)).is_err() {
                 // Whoever waits for the job sees its channel closed.
                 tracing::error!("a job of the store panicked; its caller got an error");
             }
+            if lane == Lane::Write {
+                self.wrote();
+            }
         }
     }
 
-    fn next(&self) -> Option<Job> {
+    /// The next write may begin; this thread may have a read to do first.
+    fn wrote(&self) {
+        let mut queue = self.queue.lock();
+        queue.writing -= 1;
+        if !queue.write.is_empty() {
+            self.ready.notify_one();
+        }
+    }
+
+    fn next(&self) -> Option<(Lane, Job)> {
         let mut queue = self.queue.lock();
         loop {
             if let Some((lane, job, room)) = queue.pop() {
                 self.gate(lane).gauge.dec();
                 drop(room);
-                return Some(job);
+                return Some((lane, job));
             }
             if queue.stopped {
                 return None;
@@ -174,12 +191,17 @@ impl Shared {
 
 impl Queue {
     fn pop(&mut self) -> Option<(Lane, Job, OwnedSemaphorePermit)> {
-        let writes_turn = self.reads_in_a_row >= READS_IN_A_ROW_MAX && !self.write.is_empty();
+        let may_write = self.writing < self.writing_max && !self.write.is_empty();
+        let writes_turn = may_write && self.reads_in_a_row >= READS_IN_A_ROW_MAX;
         if !writes_turn && let Some((job, room)) = self.read.pop_front() {
             self.reads_in_a_row += 1;
             return Some((Lane::Read, job, room));
         }
+        if !may_write {
+            return None;
+        }
         self.reads_in_a_row = 0;
+        self.writing += 1;
         self.write.pop_front().map(|(job, room)| (Lane::Write, job, room))
     }
 }
@@ -202,7 +224,17 @@ mod tests {
         let pool = Pool::start(1, &Metrics::default()).unwrap();
         let (open, gate) = std::sync::mpsc::sync_channel::<()>(0);
         let done = Arc::new(AtomicU32::new(0));
-        pool.submit(Lane::Read, move || gate.recv().unwrap()).await.unwrap();
+        let gate = Arc::new(Mutex::new(gate));
+        let (begin, mut begun) = tokio::sync::mpsc::unbounded_channel();
+        for _ in 0..2 {
+            let (gate, begin) = (Arc::clone(&gate), begin.clone());
+            let job = move || {
+                begin.send(()).unwrap();
+                gate.lock().recv().unwrap();
+            };
+            pool.submit(Lane::Read, job).await.unwrap();
+            begun.recv().await.unwrap();
+        }
         let mut queued = 0;
         let count = || {
             let done = Arc::clone(&done);
@@ -210,21 +242,39 @@ mod tests {
                 done.fetch_add(1, Ordering::Relaxed);
             }
         };
-        while pool.try_submit(Lane::Write, count()) {
+        while pool.try_submit(Lane::Read, count()) {
             queued += 1;
             assert!(queued <= LANE_JOBS_MAX);
         }
         assert_eq!(queued, LANE_JOBS_MAX);
+        open.send(()).unwrap();
         open.send(()).unwrap();
         pool.stop();
         assert_eq!(done.load(Ordering::Relaxed) as usize, queued);
         assert!(pool.run(Lane::Read, || ()).await.is_err());
     }
 
+    #[tokio::test]
+    async fn writes_that_wait_hold_up_no_read() {
+        let pool = Pool::start(2, &Metrics::default()).unwrap();
+        let (open, gate) = std::sync::mpsc::sync_channel::<()>(0);
+        let gate = Arc::new(Mutex::new(gate));
+        for _ in 0..5 {
+            let gate = Arc::clone(&gate);
+            pool.submit(Lane::Write, move || gate.lock().recv().unwrap()).await.unwrap();
+        }
+        for number in 0..20 {
+            assert_eq!(pool.run(Lane::Read, move || number).await.unwrap(), number);
+        }
+        for _ in 0..5 {
+            open.send(()).unwrap();
+        }
+    }
+
     #[test]
     fn a_write_is_not_starved() {
         let room = Arc::new(Semaphore::new(100));
-        let mut queue = Queue::default();
+        let mut queue = Queue { writing_max: 1, ..Queue::default() };
         let permit = || Arc::clone(&room).try_acquire_owned().unwrap();
         for _ in 0..20 {
             queue.read.push_back((Box::new(|| ()), permit()));
