@@ -8,14 +8,14 @@
 pub(super) mod trial;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use bytes::Bytes;
 use rustix::fs::{Advice, FallocateFlags, OFlags, StatVfs};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::content::ByteRange;
 
@@ -167,6 +167,18 @@ impl Disk {
         }
         bytes.truncate(len);
         Ok(bytes)
+    }
+
+    /// Fills `buffer` with what the page cache has from `offset` on; false where it lacks some of it, or the file system
+    /// cannot tell. Never waits for the medium.
+    pub(super) fn read_cached(&self, file: &File, offset: u64, buffer: &mut [u8]) -> bool {
+        let Ok(_turn) = self.turn(Op::Read) else { return false };
+        let len = buffer.len();
+        let mut slices = [IoSliceMut::new(buffer)];
+        let got = rustix::io::retry_on_intr(|| {
+            rustix::io::preadv2(file, &mut slices, offset, ReadWriteFlags::NOWAIT)
+        });
+        got == Ok(len)
     }
 
     /// `file` opened once more, for [`read_from_medium`](Self::read_from_medium); none where the file system has no such way.

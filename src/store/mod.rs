@@ -6,7 +6,7 @@
 //!
 //! The rooms: `entry` is one content, `catalog` all of them; `sidecar` the format that outlives us, `scan` and `index`
 //! two ways to find out what is there; `pool`, `syncer` and `scrub` the only threads; `pin` what stays; `room` the account; `place` the way to a
-//! user's path; `disk` and `data_dir` the system calls;
+//! user's path; `disk` and `data_dir` the system calls, `spare` the memory for what they read;
 //! `shared` holds them together.
 //!
 //! This module refuses to fetch anything and to know peers: it is told bytes and asked for bytes.
@@ -27,6 +27,7 @@ mod scan;
 mod scrub;
 mod shared;
 mod sidecar;
+mod spare;
 mod syncer;
 #[cfg(test)]
 mod tests;

@@ -27,6 +27,7 @@ use super::pool::Pool;
 use super::room::Room;
 use super::scan::{Scan, scan};
 use super::scrub::Scrubber;
+use super::spare::Spares;
 use super::syncer::Syncer;
 use crate::content::ContentKey;
 
@@ -41,6 +42,7 @@ pub(super) struct Shared {
     pub disk: Disk,
     pub dir: DataDir,
     pub pool: Pool,
+    pub spares: Spares,
     pub index: Index,
     pub metrics: Metrics,
     pub room: Room,
@@ -88,6 +90,7 @@ impl Shared {
         let threads = config.effective_io_threads();
         let shared = Arc::new(Self {
             pool: Pool::start(threads, &metrics).map_err(io)?,
+            spares: Spares::default(),
             scrubber: Arc::default(),
             syncer: Arc::new(Syncer::new(metrics.unsynced_contents.clone())),
             catalog: Catalog::new(contents),

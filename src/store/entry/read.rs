@@ -10,6 +10,7 @@ use crate::content::{ByteRange, ChunkDigest, ChunkIndex};
 use crate::store::disk;
 use crate::store::error::ReadError;
 use crate::store::metrics::Lane;
+use crate::store::spare::SPARE_BYTES;
 
 /// Most bytes of one read: a longer one would hold a thread of the pool, and memory, for too long.
 pub const READ_MAX_BYTES: u64 = 1 << 20;
@@ -35,10 +36,32 @@ impl Entry {
             return Ok(Bytes::new());
         }
         self.touch();
-        let entry = Arc::clone(self);
-        let bytes = self.shared.pool.run(Lane::Read, move || entry.read_now(range)).await??;
+        let bytes = match self.read_cached(range) {
+            Some(bytes) => bytes,
+            None => {
+                let entry = Arc::clone(self);
+                self.shared.pool.run(Lane::Read, move || entry.read_now(range)).await??
+            }
+        };
         self.shared.metrics.read_bytes.inc_by(range.len());
         Ok(bytes)
+    }
+
+    /// The bytes of `range` if they are checked and in memory. On the caller's thread, for to hand 256 KiB over from
+    /// another one takes as long as to copy them, some 30 µs.
+    fn read_cached(&self, range: ByteRange) -> Option<Bytes> {
+        let len = usize::try_from(range.len()).ok().filter(|len| *len <= SPARE_BYTES)?;
+        let removals = {
+            let state = self.state.lock();
+            let is_ready = |chunk| state.have.contains(chunk) && !state.unverified.contains(chunk);
+            self.layout.chunks_of(range).all(is_ready).then_some(state.removals)?
+        };
+        // Whoever opens the file now may wait for the disk.
+        let file = self.data.try_lock()?.open.clone()?;
+        let mut buffer = self.shared.spares.take(len);
+        let is_read = self.shared.disk.read_cached(&file, range.start(), buffer.as_mut());
+        // Without a removal in between nobody wrote where we read.
+        (is_read && self.state.lock().removals == removals).then(|| buffer.into())
     }
 
     /// [`read`](Self::read) on a thread that may block.
