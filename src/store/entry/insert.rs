@@ -165,6 +165,7 @@ impl Entry {
         if self.data()?.metadata()?.nlink() > 1 {
             self.part_from_placed_file()?;
         }
+        self.name_data()?;
         let _writing = self.writing.read();
         self.shared.disk.write_pieces(&*self.data()?, range.start(), pieces)
     }
@@ -188,7 +189,7 @@ impl Entry {
         }
         disk.sync_data(&fresh)?;
         disk.rename(&fresh_path, &self.data_path())?;
-        disk.sync_dir(self.dir())?;
+        // At once: the old file is the placed one's alone now, and looks like ours.
         self.replace_data(fresh);
         Ok(())
     }

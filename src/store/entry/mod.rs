@@ -72,6 +72,8 @@ struct DataFile {
     open: Option<Arc<File>>,
     /// A file that once existed is not created again: its zeros would pass for stored bytes.
     exists: bool,
+    /// It took another's name, and a crash may yet bring that one back.
+    name_is_new: bool,
 }
 
 #[derive(Debug, Default)]
@@ -169,7 +171,7 @@ impl Entry {
             last_used_ms: AtomicU64::new(last_used_ms),
             state: Mutex::new(state),
             settled: Notify::new(),
-            data: Mutex::new(DataFile { open: None, exists: sidecar_end > 0 }),
+            data: Mutex::new(DataFile { exists: sidecar_end > 0, ..DataFile::default() }),
             writing: RwLock::new(()),
             syncing: Mutex::new(()),
         }
@@ -309,13 +311,23 @@ impl Entry {
             self.shared.disk.resize(&file, self.layout.size())?;
         }
         let file = Arc::new(file);
-        *data = DataFile { open: Some(Arc::clone(&file)), exists: true };
+        *data = DataFile { open: Some(Arc::clone(&file)), exists: true, name_is_new: false };
         Ok(file)
     }
 
-    /// Puts `file`, already under the data file's name, in the old one's place.
+    /// Puts `file`, already under the data file's name, in the old one's place. Nothing is written into it before
+    /// [`name_data`](Self::name_data) succeeded.
     fn replace_data(&self, file: File) {
-        *self.data.lock() = DataFile { open: Some(Arc::new(file)), exists: true };
+        *self.data.lock() = DataFile { open: Some(Arc::new(file)), exists: true, name_is_new: true };
+    }
+
+    /// Makes the data file's name durable, if that is still to be done.
+    fn name_data(&self) -> io::Result<()> {
+        if self.data.lock().name_is_new {
+            self.shared.disk.sync_dir(&self.dir)?;
+            self.data.lock().name_is_new = false;
+        }
+        Ok(())
     }
 
     fn dir(&self) -> &Path {
