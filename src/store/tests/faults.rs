@@ -1,13 +1,13 @@
 //! A disk that refuses: nothing stored is lost, nothing wrong is served, and it goes on once the disk does.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::script::Script;
+use super::script::Section;
 use super::*;
 use crate::store::disk::Op;
 
@@ -102,54 +102,49 @@ async fn an_unreadable_sector_costs_its_chunk_only() {
     entry.seal().await.unwrap();
 }
 
-/// Runs of the script without a fault, by which the sweep knows how many calls there are to fail.
-const HEALTHY_RUNS: u32 = 5;
-
 /// Fails `times` calls of the scripted workload from the n-th on, for every `stride`-th n.
 ///
 /// `script` checks on the way that whatever the fault did not hit works, that nothing wrong is read, and that every
 /// promise is kept; afterwards that all is well again.
-fn fail_each_call(errno: Errno, times: u64, stride: u64) {
-    // Threads of the store do not always come to the same number of calls: what every run comes to is swept.
-    let calls = (0..HEALTHY_RUNS).map(|_| calls_of_the_script()).min().unwrap();
-    let next = AtomicU64::new(0);
+fn fail_each_call(errno: Errno, times: u64, stride: usize) {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let sections = runtime().block_on(Section::all());
+    let faults: Vec<(&Section, u64)> =
+        sections.iter().flat_map(|section| (0..section.calls).map(move |nth| (section, nth))).collect();
+    let next = AtomicUsize::new(0);
     let work = || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = runtime();
         let mut hit = 0;
         loop {
-            let nth = next.fetch_add(stride, Ordering::Relaxed);
-            if nth >= calls {
+            let Some((section, nth)) = faults.get(next.fetch_add(stride, Ordering::Relaxed)) else {
                 return hit;
-            }
-            let mut script = Script::new();
-            script.rig.disk.trial.fail_any(nth, times, errno);
+            };
+            let (mut script, steps) = section.begin();
+            script.rig.disk.trial.fail_any(*nth, times, errno);
             let run = AssertUnwindSafe(|| {
                 runtime.block_on(async {
-                    script.run().await;
+                    script.run_steps(steps.clone()).await;
                     script.check_recovery().await;
                 });
             });
             if let Err(panic) = catch_unwind(run) {
-                eprintln!("{errno:?} from call {nth} on, {times} times");
+                eprintln!("{errno:?} from call {nth} on, {times} times, in steps {steps:?}");
                 resume_unwind(panic);
             }
-            hit += u64::from(script.rig.disk.trial.faults_injected() > 0);
+            hit += usize::from(script.rig.disk.trial.faults_injected() > 0);
         }
     };
-    let hit: u64 = thread::scope(|scope| {
+    let hit: usize = thread::scope(|scope| {
         let workers: Vec<_> = (0..4).map(|_| scope.spawn(work)).collect();
         workers.into_iter().map(|worker| worker.join().unwrap()).sum()
     });
-    println!("{errno:?} at every {stride}th of {calls} calls, {times} in a row: {hit} runs met it");
-    let runs = calls.div_ceil(stride);
+    let runs = faults.len().div_ceil(stride);
+    println!(
+        "{errno:?} at every {stride}th of {} calls in {} sections, {times} in a row: {hit} runs met it",
+        faults.len(),
+        sections.len()
+    );
     assert!(hit >= runs - runs / 20, "{hit} of {runs}");
-}
-
-fn calls_of_the_script() -> u64 {
-    let mut script = Script::new();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(script.run());
-    script.rig.disk.trial.calls()
 }
 
 #[test]

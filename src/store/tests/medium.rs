@@ -1,10 +1,11 @@
 //! A disk as a power cut leaves it: what was synced is there, of the rest any part that a file system may have written.
 //!
 //! The rules are weaker than those of ext4 and XFS, so that what holds here holds there: of a file's unsynced changes
-//! any subset survives, each write by sectors; names change in the order of the calls within each directory, and a
+//! any subset survives, each write by sectors, and a new sector that does not may show what some other file had there
+//! before; names change in the order of the calls within each directory, and a
 //! rename is one change of both of its directories; syncing a file does not make its name durable.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,12 @@ pub(super) struct Medium {
     live: Names,
     durable: Names,
     pending: Vec<Rename>,
+    /// What short writes wrote, of whatever file: what a sector may hold that was somebody else's.
+    stale: VecDeque<Vec<u8>>,
 }
+
+/// Enough for the sidecars of several contents.
+const STALE_MAX: usize = 64;
 
 #[derive(Clone, Debug, Default)]
 struct FileState {
@@ -69,6 +75,26 @@ pub(super) enum Luck {
     Some(u64),
 }
 
+/// Files, and directories (`None`), by path; a directory comes before what is in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Remains(BTreeMap<PathBuf, Option<Vec<u8>>>);
+
+impl Remains {
+    pub(super) fn write_below(&self, target: &Path) {
+        for (path, file) in &self.0 {
+            let path = target.join(path);
+            match file {
+                None => fs::create_dir(&path).unwrap(),
+                Some(bytes) => fs::write(&path, bytes).unwrap(),
+            }
+        }
+    }
+
+    pub(super) fn file(&self, path: &str) -> Option<&[u8]> {
+        self.0.get(Path::new(path))?.as_deref()
+    }
+}
+
 struct Coin(u64);
 
 impl Coin {
@@ -97,6 +123,7 @@ impl Medium {
             live: names.clone(),
             durable: names,
             pending: Vec::new(),
+            stale: VecDeque::new(),
         }
     }
 
@@ -104,6 +131,10 @@ impl Medium {
         match event {
             Event::Opened { path, inode } => self.opened(path, *inode),
             Event::Wrote { inode, at, bytes } => {
+                if bytes.len() <= SECTOR {
+                    self.stale.truncate(STALE_MAX - 1);
+                    self.stale.push_front(bytes.clone());
+                }
                 self.change(*inode, Change::Write(index(*at), bytes.clone()));
             }
             Event::Resized { inode, bytes } => self.change(*inode, Change::Resize(index(*bytes))),
@@ -138,8 +169,8 @@ impl Medium {
         }
     }
 
-    /// Writes what a crash now would leave below `target`, which is empty.
-    pub(super) fn crash(&self, luck: Luck, target: &Path) {
+    /// What a crash now would leave.
+    pub(super) fn crash(&self, luck: Luck) -> Remains {
         let mut coin = Coin(match luck {
             Luck::Some(seed) => seed | 1,
             Luck::Nothing | Luck::Everything => 1,
@@ -158,18 +189,29 @@ impl Medium {
                 stopped.extend(change.dirs());
             }
         }
-        self.write_out(&names, ROOT, target, luck, &mut coin);
+        let mut remains = Remains::default();
+        self.collect(&names, (ROOT, Path::new("")), luck, &mut coin, &mut remains);
+        remains
     }
 
-    fn write_out(&self, names: &Names, dir: Id, target: &Path, luck: Luck, coin: &mut Coin) {
+    fn collect(
+        &self,
+        names: &Names,
+        (dir, at): (Id, &Path),
+        luck: Luck,
+        coin: &mut Coin,
+        remains: &mut Remains,
+    ) {
         for (name, node) in names.0.get(&dir).into_iter().flatten() {
-            let path = target.join(name);
+            let path = at.join(name);
             match node {
                 Node::Dir(id) => {
-                    fs::create_dir(&path).unwrap();
-                    self.write_out(names, *id, &path, luck, coin);
+                    remains.0.insert(path.clone(), None);
+                    self.collect(names, (*id, &path), luck, coin, remains);
                 }
-                Node::File(id) => fs::write(&path, self.files[id].after_crash(luck, coin)).unwrap(),
+                Node::File(id) => {
+                    remains.0.insert(path, Some(self.files[id].after_crash(luck, coin, &self.stale)));
+                }
             }
         }
     }
@@ -252,13 +294,13 @@ impl Medium {
 }
 
 impl FileState {
-    fn after_crash(&self, luck: Luck, coin: &mut Coin) -> Vec<u8> {
+    fn after_crash(&self, luck: Luck, coin: &mut Coin, stale: &VecDeque<Vec<u8>>) -> Vec<u8> {
         let mut bytes = self.durable.clone();
         for change in &self.pending {
             match (luck, change) {
                 (Luck::Nothing, _) => {}
                 (Luck::Everything, change) => change.apply(&mut bytes),
-                (Luck::Some(_), Change::Write(at, new)) => tear(&mut bytes, *at, new, coin),
+                (Luck::Some(_), Change::Write(at, new)) => tear(&mut bytes, *at, new, coin, stale),
                 (Luck::Some(_), change) => {
                     if coin.heads() {
                         change.apply(&mut bytes);
@@ -270,13 +312,18 @@ impl FileState {
     }
 }
 
-/// Each sector of the write makes it or does not.
-fn tear(bytes: &mut Vec<u8>, at: usize, new: &[u8], coin: &mut Coin) {
+/// Each sector of the write makes it or does not; of those that are the file's first use of a sector some that do not
+/// show what was there before.
+fn tear(bytes: &mut Vec<u8>, at: usize, new: &[u8], coin: &mut Coin, stale: &VecDeque<Vec<u8>>) {
     let mut from = 0;
     while from < new.len() {
         let to = (from + SECTOR - (at + from) % SECTOR).min(new.len());
         if coin.heads() {
             Change::Write(at + from, new[from..to].to_vec()).apply(bytes);
+        } else if (at + from).is_multiple_of(SECTOR) && at + from >= bytes.len() && coin.heads() {
+            let number = usize::try_from(coin.next() % stale.len().max(1) as u64).unwrap();
+            let old = stale.get(number).map(Vec::as_slice).unwrap_or_default();
+            Change::Write(at + from, old[..old.len().min(to - from)].to_vec()).apply(bytes);
         }
         from = to;
     }
@@ -341,11 +388,7 @@ fn only_what_was_synced_is_sure() {
     ] {
         medium.apply(&event);
     }
-    let left = |medium: &Medium, luck| {
-        let dir = tempfile::tempdir().unwrap();
-        medium.crash(luck, dir.path());
-        fs::read(dir.path().join("f")).ok()
-    };
+    let left = |medium: &Medium, luck| medium.crash(luck).file("f").map(<[u8]>::to_vec);
     assert_eq!(left(&medium, Luck::Nothing), None, "its name was not synced");
     assert_eq!(left(&medium, Luck::Everything).unwrap(), b"\0\0cd");
     medium.apply(&Event::SyncedDir { path: root.to_owned() });

@@ -1,10 +1,12 @@
 //! A scripted workload of more than 200 operations, with what each of them promised to outlive.
 //!
 //! It fills six contents where four fit, seals, pins, removes, reads, restarts and kills. `crash` cuts the power after
-//! each of its writes and syncs; `faults` fails each of its calls.
+//! each of its writes and syncs; `faults` fails each of its calls, and begins for each at the start of the store before:
+//! a store carries nothing over a start but what lies on the disk.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 
 use super::*;
 
@@ -22,6 +24,8 @@ pub(super) enum Step {
     Seal(usize),
     Remove(usize, u32),
     Pin(usize, bool),
+    /// A file of its own gets the content's bytes, by a link where it can: what follows must not change it.
+    Place(usize),
     Read(usize, u32),
     Flush,
     CoolDown,
@@ -47,7 +51,14 @@ pub(super) fn steps() -> Vec<Step> {
             0 => steps.push(Step::Pin(content, round % 2 == 0)),
             1 => steps.push(Step::Pin(other, false)),
             2 => steps.push(Step::Flush),
-            3 => steps.extend([Step::Remove(content, 0), Step::Put(content, 0), Step::Seal(content)]),
+            3 => steps.extend([
+                Step::Place(other),
+                Step::Remove(other, 0),
+                Step::Put(other, 0),
+                Step::Seal(other),
+                Step::Remove(content, 0),
+                Step::Put(content, 0),
+            ]),
             4 => steps.extend([Step::Put(other, 1), Step::Kill, Step::Read(content, 0)]),
             5 => steps.push(Step::CoolDown),
             6 => steps.extend([Step::Remove(other, 1), Step::Put(other, 1)]),
@@ -67,7 +78,7 @@ pub(super) struct Promise {
     pub until: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum What {
     Sealed,
     Pinned,
@@ -81,6 +92,13 @@ pub(super) struct Script {
     pub rig: Rig,
     store: Option<Store>,
     pub data: Vec<Vec<u8>>,
+    /// Of `data`, in its order: hashing it anew for each look would take half of a run's time.
+    ids: Vec<ContentId>,
+    keys: Vec<ContentKey>,
+    /// The step under way.
+    at: usize,
+    /// Where the store was closed, if somebody wants to begin there.
+    stops: Option<Vec<Stop>>,
     pub promises: Vec<Promise>,
     /// By the text of the mark that vouches for each.
     pub indexes: BTreeMap<Vec<u8>, IndexFiles>,
@@ -90,20 +108,42 @@ impl Script {
     /// Nothing is opened yet.
     pub(super) fn new() -> Self {
         let rig = Rig { budget: BUDGET, ..Rig::new() };
-        let data = (0..CONTENTS).map(|content| bytes(content as u64, SIZE)).collect();
-        Self { rig, store: None, data, promises: Vec::new(), indexes: BTreeMap::new() }
+        let data: Vec<Vec<u8>> = (0..CONTENTS).map(|content| bytes(content as u64, SIZE)).collect();
+        let ids: Vec<ContentId> = data.iter().map(|data| blob(data)).collect();
+        let keys = ids.iter().map(|id| id.key(CHUNK)).collect();
+        Self {
+            rig,
+            store: None,
+            data,
+            ids,
+            keys,
+            at: 0,
+            stops: None,
+            promises: Vec::new(),
+            indexes: BTreeMap::new(),
+        }
     }
 
     pub(super) fn key(&self, content: usize) -> ContentKey {
-        blob(&self.data[content]).key(CHUNK)
+        self.keys[content]
     }
 
     pub(super) async fn run(&mut self) {
+        self.run_steps(0..steps().len()).await;
+    }
+
+    pub(super) async fn run_steps(&mut self, range: Range<usize>) {
         self.open();
-        for step in steps() {
+        for (number, step) in steps().into_iter().enumerate().take(range.end).skip(range.start) {
+            self.at = number;
             self.step(step).await;
         }
         self.store = None;
+        let placed =
+            (0..CONTENTS).filter_map(|content| Some((content, fs::read(self.placed(content)).ok()?)));
+        for (content, bytes) in placed {
+            assert_eq!(bytes, self.data[content], "what was placed has changed");
+        }
     }
 
     /// Until it works: the fault under test may hit it, and ends by itself.
@@ -163,6 +203,13 @@ impl Script {
                     self.promise(content, What::Pinned);
                 }
             }
+            Step::Place(content) => {
+                let Some(entry) = self.entry(content, faults) else { return };
+                let sealed = entry.is_sealed();
+                let placed = self.placed(content);
+                let outcome = entry.place(&placed, PlaceOptions::default()).await;
+                assert!(outcome.is_ok() == sealed || !unhurt(self), "{step:?}: {outcome:?}");
+            }
             Step::Read(content, chunk) => self.read(content, chunk, faults).await,
             Step::Flush => drop(self.store().flush()),
             Step::CoolDown => self.store().handle.shared.cool_down(now_ms() + 120_000),
@@ -171,10 +218,12 @@ impl Script {
                 assert!(closed.is_ok() || !unhurt(self), "{closed:?}");
                 self.store = None;
                 self.keep_index();
+                self.note_stop();
                 self.open();
             }
             Step::Kill => {
                 self.store = None;
+                self.note_stop();
                 self.open();
             }
         }
@@ -194,9 +243,13 @@ impl Script {
         }
     }
 
+    fn placed(&self, content: usize) -> PathBuf {
+        self.rig.dir.path().join(format!("placed-{content}"))
+    }
+
     fn entry(&self, content: usize, faults: u64) -> Option<Arc<Entry>> {
         let data = &self.data[content];
-        match self.store().create(&blob(data), layout(data)) {
+        match self.store().create(&self.ids[content], layout(data)) {
             Ok(entry) => Some(entry),
             Err(error) => {
                 assert!(self.rig.disk.trial.faults_injected() > faults, "without a fault: {error}");
@@ -250,6 +303,14 @@ impl Script {
         self.indexes.insert(mark, files);
     }
 
+    fn note_stop(&mut self) {
+        let Some(stops) = &mut self.stops else { return };
+        let left = tempfile::tempdir_in(self.rig.dir.path().parent().unwrap()).unwrap();
+        copy(self.rig.dir.path(), left.path());
+        let promises = self.promises.iter().filter(|promise| promise.until == usize::MAX).cloned().collect();
+        stops.push(Stop { left, promises, step: self.at, calls: self.rig.disk.trial.calls() });
+    }
+
     /// After everything: the disk is well again, and the store does all that a store does.
     pub(super) async fn check_recovery(&mut self) {
         self.rig.disk.trial.clear();
@@ -271,7 +332,7 @@ impl Script {
         }
         for content in [0, 3] {
             let data = self.data[content].clone();
-            let entry = put_sealed(self.store(), &blob(&data), &data).await;
+            let entry = put_sealed(self.store(), &self.ids[content], &data).await;
             assert_eq!(get_all(&entry).await.unwrap(), data);
         }
         self.store().close().unwrap();
@@ -281,6 +342,81 @@ impl Script {
             check_content(self.store(), &self.data[content], &[What::Sealed]).await;
         }
         self.store = None;
+    }
+}
+
+/// A closed store in the middle of the script.
+struct Stop {
+    left: tempfile::TempDir,
+    promises: Vec<Promise>,
+    /// The one that closed it.
+    step: usize,
+    /// Of the disk, until then.
+    calls: u64,
+}
+
+/// The steps from one start of the store to the next.
+pub(super) struct Section {
+    /// What lies there at its beginning; nothing at the first.
+    stop: Option<Stop>,
+    /// Its steps and those of the section behind it, where a fault of its last calls shows.
+    steps: Range<usize>,
+    /// Of the disk, in every healthy run.
+    pub calls: u64,
+}
+
+/// Threads of the store do not always come to the same number of calls: what every run comes to is counted.
+const HEALTHY_RUNS: u32 = 5;
+
+impl Section {
+    /// All of the script.
+    pub(super) async fn all() -> Vec<Self> {
+        let mut sections = Self::of_a_run().await;
+        for _ in 1..HEALTHY_RUNS {
+            for (section, again) in sections.iter_mut().zip(Self::of_a_run().await) {
+                section.calls = section.calls.min(again.calls);
+            }
+        }
+        sections
+    }
+
+    async fn of_a_run() -> Vec<Self> {
+        let mut script = Script::new();
+        script.stops = Some(Vec::new());
+        script.run().await;
+        let stops = script.stops.take().unwrap();
+        let begins: Vec<usize> = [0].into_iter().chain(stops.iter().map(|stop| stop.step + 1)).collect();
+        let calls: Vec<u64> =
+            stops.iter().map(|stop| stop.calls).chain([script.rig.disk.trial.calls()]).collect();
+        let stops = [None].into_iter().chain(stops.into_iter().map(Some));
+        let section = |(number, stop): (usize, Option<Stop>)| Self {
+            stop,
+            steps: begins[number]..begins.get(number + 2).copied().unwrap_or(steps().len()),
+            calls: calls[number] - number.checked_sub(1).map_or(0, |before| calls[before]),
+        };
+        stops.enumerate().map(section).collect()
+    }
+
+    /// A run from here, and the steps that it is to make.
+    pub(super) fn begin(&self) -> (Script, Range<usize>) {
+        let mut script = Script::new();
+        if let Some(stop) = &self.stop {
+            copy(stop.left.path(), script.rig.dir.path());
+            script.promises.clone_from(&stop.promises);
+        }
+        (script, self.steps.clone())
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for file in fs::read_dir(from).unwrap().flatten() {
+        let there = to.join(file.file_name());
+        if file.path().is_dir() {
+            fs::create_dir(&there).unwrap();
+            copy(&file.path(), &there);
+        } else {
+            fs::copy(file.path(), there).unwrap();
+        }
     }
 }
 
