@@ -139,6 +139,7 @@ impl Flow {
             self.flight.restart();
             return Err(FlowError::Corrupt(attestation));
         }
+        self.open.shared.store.peer_gave(&self.open.key, peer.node);
         self.open.shared.metrics.received_from_peer(&self.open.shared.zone_of(peer.node), u64::from(len));
         self.meter.arrived(self.len()).await;
         let pieces = self.flight.pieces();

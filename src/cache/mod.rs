@@ -273,6 +273,7 @@ impl Cache {
         key: ContentKey,
         chunk: ChunkIndex,
     ) -> Result<UploadPermit, Refusal> {
+        self.shared.store.peer_asks(&key, peer);
         let (reply, answer) = oneshot::channel();
         let asked = self.shared.commands.send(Command::Admit { peer, key, chunk, reply }).await;
         match asked.ok().and(answer.await.ok()) {

@@ -2,7 +2,8 @@
 //!
 //! A content is *warm* while somebody holds its entry and for a while after; else *cold*: a row without a file
 //! descriptor. Invariant: an `Arc<Entry>` is handed out only under the catalog's lock, so an entry whose only
-//! `Arc` is the catalog's is used by nobody, and only such a content is evicted.
+//! `Arc` is the catalog's is used by nobody, and only such a content is evicted; nor is one that a peer is fetching and
+//! that nobody else is known to have.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,13 +16,14 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use super::disk;
+use super::elsewhere::{Does, Elsewhere};
 use super::entry::{Entry, LoadError};
 use super::error::CreateError;
 use super::index::Row;
 use super::room::{Reservation, Shortage};
 use super::shared::Shared;
 use super::{Summary, now_ms};
-use crate::content::{ChunkSet, ContentId, ContentKey, Layout};
+use crate::content::{ChunkSet, ContentId, ContentKey, Layout, NodeId};
 
 /// An entry that nobody has used for so long gives its file descriptor and its attestations back.
 const IDLE: Duration = Duration::from_secs(60);
@@ -52,6 +54,8 @@ pub enum Loss {
 #[derive(Debug)]
 pub(super) struct Catalog {
     slots: Mutex<HashMap<ContentKey, Slot>>,
+    /// Of contents that peers were seen with; locked after `slots`.
+    elsewhere: Mutex<HashMap<ContentKey, Elsewhere>>,
     /// One evicts at a time, so that several writers do not each free what one of them needs.
     evicting: Mutex<Option<Instant>>,
     losses: broadcast::Sender<Loss>,
@@ -126,6 +130,7 @@ impl Catalog {
         let slots = found.into_iter().map(|(key, cold)| (key, Slot::Cold(cold))).collect();
         Self {
             slots: Mutex::new(slots),
+            elsewhere: Mutex::default(),
             evicting: Mutex::new(None),
             losses: broadcast::channel(LOSSES_MAX).0,
             whole_max_bytes: AtomicU64::new(WHOLE_MAX_BYTES),
@@ -175,6 +180,33 @@ impl Catalog {
 
     pub(super) fn keys(&self) -> Vec<ContentKey> {
         self.slots.lock().keys().copied().collect()
+    }
+
+    /// `peer` was seen to ask for a chunk of a stored content, or to give one.
+    pub(super) fn note_peer(&self, key: &ContentKey, peer: NodeId, does: Does) {
+        let slots = self.slots.lock();
+        if slots.contains_key(key) {
+            self.elsewhere.lock().entry(*key).or_default().note(peer, does, now_ms());
+        }
+    }
+
+    /// The content that is given up next, and how many bytes it has: by how long nobody used it, and how many others
+    /// have it.
+    fn victim(&self) -> Option<(ContentKey, u64)> {
+        let now_ms = now_ms();
+        let (slots, elsewhere) = (self.slots.lock(), self.elsewhere.lock());
+        let weighed = slots.iter().filter(|(_, slot)| slot.may_go() && slot.stored_bytes() > 0).filter_map(
+            |(key, slot)| {
+                let idle_ms = now_ms.saturating_sub(slot.last_used_ms());
+                match elsewhere.get(key) {
+                    Some(known) if known.needs_us(now_ms) => None,
+                    Some(known) => Some((known.weight(idle_ms, now_ms), key, slot)),
+                    None => Some((idle_ms, key, slot)),
+                }
+            },
+        );
+        let (_, key, slot) = weighed.max_by_key(|(weight, ..)| *weight)?;
+        Some((*key, slot.stored_bytes()))
     }
 
     /// The entry if it is warm, else what is needed to warm it.
@@ -337,15 +369,9 @@ impl Shared {
         }
     }
 
-    /// Evicts the least recently used content that nobody uses, or a part of it if it is large; false when there is none.
+    /// Evicts the content that costs least to lose, or a part of it if it is large; false when there is none.
     pub(super) fn evict_one(self: &Arc<Self>) -> bool {
-        let victim = {
-            let slots = self.catalog.slots.lock();
-            let may_go = slots.iter().filter(|(_, slot)| slot.may_go() && slot.stored_bytes() > 0);
-            let oldest = may_go.min_by_key(|(_, slot)| slot.last_used_ms());
-            oldest.map(|(key, slot)| (*key, slot.stored_bytes()))
-        };
-        let Some((key, bytes)) = victim else { return false };
+        let Some((key, bytes)) = self.catalog.victim() else { return false };
         let is_large = bytes > self.catalog.whole_max_bytes.load(Ordering::Relaxed);
         (is_large && self.evict_part(&key)) || self.evict_whole(&key)
     }
@@ -354,7 +380,8 @@ impl Shared {
         let mut slots = self.catalog.slots.lock();
         let Some(bytes) = slots.get(key).filter(|slot| slot.may_go()).map(Slot::stored_bytes) else {
             // Somebody began to use it; the next one will do.
-            return slots.values().any(|slot| slot.may_go() && slot.stored_bytes() > 0);
+            drop(slots);
+            return self.catalog.victim().is_some();
         };
         let Some(grave) = self.take_out(&mut slots, key) else { return false };
         drop(slots);
@@ -394,6 +421,7 @@ impl Shared {
                 return None;
             }
         };
+        self.catalog.elsewhere.lock().remove(key);
         if let Some(slot) = slots.remove(key) {
             self.room.release_stored(slot.stored_bytes());
         }

@@ -5,7 +5,7 @@
 //! the floor of free space is crossed. What the disk refuses is passed through, never an error that fails a pull.
 //!
 //! The rooms: `entry` is one content, `catalog` all of them; `sidecar` the format that outlives us, `scan` and `index`
-//! two ways to find out what is there; `pool`, `syncer` and `scrub` the only threads; `pin` what stays; `room` the account; `place` the way to a
+//! two ways to find out what is there; `pool`, `syncer` and `scrub` the only threads; `pin` what stays, `elsewhere` what others have; `room` the account; `place` the way to a
 //! user's path; `disk` and `data_dir` the system calls, `spare` the memory for what they read;
 //! `shared` holds them together.
 //!
@@ -15,6 +15,7 @@ mod catalog;
 mod config;
 mod data_dir;
 mod disk;
+mod elsewhere;
 mod entry;
 mod error;
 mod index;
@@ -49,9 +50,10 @@ pub use pin::{Pin, PinName, PinNameError};
 pub use place::{Method, Owner, PlaceOptions, Placement};
 
 use self::disk::Disk;
+use self::elsewhere::Does;
 use self::metrics::Lane;
 use self::shared::Shared;
-use crate::content::{ChunkSet, ContentId, ContentKey, Layout};
+use crate::content::{ChunkSet, ContentId, ContentKey, Layout, NodeId};
 
 /// All contents on this node. Cloning shares it; [`close`](Self::close) it before the last clone goes.
 #[derive(Clone, Debug)]
@@ -147,6 +149,16 @@ impl Store {
         let entry = self.handle.shared.pool.run(Lane::Read, move || shared.get(&key)).await.ok()??;
         entry.settle().await;
         Some(entry)
+    }
+
+    /// `peer` asks for a chunk of the content: while nobody else is known to have it, it is not evicted.
+    pub fn peer_asks(&self, key: &ContentKey, peer: NodeId) {
+        self.handle.shared.catalog.note_peer(key, peer, Does::Ask);
+    }
+
+    /// `peer` gave a chunk of the content: it costs less to lose than one that nobody else is known to have.
+    pub fn peer_gave(&self, key: &ContentKey, peer: NodeId) {
+        self.handle.shared.catalog.note_peer(key, peer, Does::Give);
     }
 
     /// What is evicted or found corrupt, as it happens. Who lags more than 1,024 behind gets an error and should

@@ -35,8 +35,7 @@ impl Spares {
     pub(super) fn take(&self, len: usize) -> Buffer {
         let fits = (WORTH_BYTES..=SPARE_BYTES).contains(&len);
         let spare = if fits { self.0.lock().pop() } else { None };
-        let bytes =
-            spare.unwrap_or_else(|| vec![0; if fits { SPARE_BYTES } else { len }].into_boxed_slice());
+        let bytes = spare.unwrap_or_else(|| vec![0; if fits { SPARE_BYTES } else { len }].into_boxed_slice());
         Buffer { bytes, len, home: self.clone() }
     }
 }

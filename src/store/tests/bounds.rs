@@ -68,6 +68,51 @@ async fn the_least_recently_used_leaves_first_and_is_announced() {
 }
 
 #[tokio::test]
+async fn what_others_have_too_leaves_sooner() {
+    let rig = small();
+    let store = rig.open();
+    let contents = fill(&store, 0..3).await;
+    let keys: Vec<_> = contents.iter().map(|(id, _)| id.key(CHUNK)).collect();
+    for node in 10..13 {
+        store.peer_gave(&keys[2], NodeId([node; 16]));
+    }
+    let unused_ms = |content: usize| {
+        let of = |summary: &&Summary| summary.key == keys[content];
+        now_ms() - store.list().iter().find(of).unwrap().last_used_ms
+    };
+    // Three copies elsewhere make it four times as old.
+    while 4 * unused_ms(2) <= 2 * unused_ms(0) {
+        tick();
+    }
+    settle(&store, 0);
+    fill(&store, 3..4).await;
+    assert!(!is_stored(&store, &contents[2].0) && is_stored(&store, &contents[0].0));
+    store.peer_asks(&blob(b"not here").key(CHUNK), PEER);
+    assert_eq!(store.held().len(), 3, "asking makes nothing");
+}
+
+#[tokio::test]
+async fn the_last_known_copy_of_what_a_peer_fetches_stays() {
+    let rig = small();
+    let store = rig.open();
+    let contents = fill(&store, 0..3).await;
+    let keys: Vec<_> = contents.iter().map(|(id, _)| id.key(CHUNK)).collect();
+    store.peer_asks(&keys[0], PEER);
+    fill(&store, 3..5).await;
+    assert!(is_stored(&store, &contents[0].0), "it was the oldest by far");
+    assert!(!is_stored(&store, &contents[1].0) && !is_stored(&store, &contents[2].0));
+    store.peer_gave(&keys[0], NodeId([3; 16]));
+    fill(&store, 5..6).await;
+    assert!(!is_stored(&store, &contents[0].0), "another has it as well");
+    // Nothing may go: what comes passes through.
+    let contents = fill(&store, 6..9).await;
+    contents.iter().for_each(|(id, _)| store.peer_asks(&id.key(CHUNK), PEER));
+    let data = bytes(9, 30_000);
+    let entry = store.create(&blob(&data), layout(&data)).unwrap();
+    assert!(matches!(put(&entry, &data, 0).await, Err(InsertError::NoSpace { .. })));
+}
+
+#[tokio::test]
 async fn held_and_pinned_contents_stay_whatever_happens() {
     let rig = small();
     let store = rig.open();
