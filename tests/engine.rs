@@ -1,5 +1,7 @@
 //! The engine, several nodes of it in one process over the memory transport: each byte leaves the origin once.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,12 +28,25 @@ struct Node {
     transport: Arc<dyn Transport>,
     stop: CancellationToken,
     tasks: TaskTracker,
-    _data: tempfile::TempDir,
+    store: Store,
+    data: tempfile::TempDir,
 }
 
 impl Node {
     /// `RUST_LOG=windlass=debug` shows what the nodes do.
     fn start(network: &Arc<MemoryNetwork>, name: &str, first: Option<&Self>, budget: u64) -> Self {
+        let data = tempfile::tempdir().expect("a directory");
+        Self::start_on(data, network, name, first, budget)
+    }
+
+    /// On what an earlier node left behind.
+    fn start_on(
+        data: tempfile::TempDir,
+        network: &Arc<MemoryNetwork>,
+        name: &str,
+        first: Option<&Self>,
+        budget: u64,
+    ) -> Self {
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .with_test_writer()
@@ -42,7 +57,6 @@ impl Node {
             first.gossip.book().borrow().identities.values().map(|i| i.addr.to_string()).collect()
         });
         let transport: Arc<dyn Transport> = transport;
-        let data = tempfile::tempdir().expect("a directory");
         let config = store::Config {
             data_dir: data.path().into(),
             budget: bytesize::ByteSize(budget),
@@ -50,7 +64,7 @@ impl Node {
             io_threads: 2,
             ..store::Config::default()
         };
-        let store = Store::open(config, store::Metrics::default()).expect("an empty directory opens");
+        let store = Store::open(config, store::Metrics::default()).expect("the directory opens");
         let identity =
             NodeIdentity::new(name, addr, 1, Zone::default(), false, DEFAULT_CAPACITY).expect("a short name");
         let stop = CancellationToken::new();
@@ -71,7 +85,7 @@ impl Node {
         let cache = Cache::start(Parts {
             config: cache::Config { chunk_bytes: CHUNK_BYTES, ..cache::Config::default() },
             swarm: Swarm::new(NodeId::from_name(name), swarm::Config::default(), 7),
-            store,
+            store: store.clone(),
             transport: Arc::clone(&transport),
             peers: gossip.book(),
             metrics: cache::Metrics::default(),
@@ -93,7 +107,7 @@ impl Node {
                 }
             }
         });
-        Self { cache, gossip, transport, stop, tasks, _data: data }
+        Self { cache, gossip, transport, stop, tasks, store, data }
     }
 
     async fn open(&self, id: &ContentId, source: &Arc<FakeSource>) -> Content {
@@ -105,7 +119,8 @@ impl Node {
         self.cache.open(id.clone(), size, source).await.expect("opens")
     }
 
-    async fn stop(self) {
+    /// A clean end; what was stored is in the directory.
+    async fn stop(self) -> tempfile::TempDir {
         tracing::debug!(node = %self.transport.local(), "stopping");
         self.stop.cancel();
         self.cache.stopped().await;
@@ -114,6 +129,8 @@ impl Node {
         tracing::debug!("transport closed");
         self.tasks.close();
         self.tasks.wait().await;
+        self.store.close().expect("the disk is well");
+        self.data
     }
 }
 
@@ -126,15 +143,19 @@ async fn cluster(n: usize) -> Vec<Node> {
     for i in 0..n {
         nodes.push(Node::start(&network, &format!("node-{i}"), nodes.first(), 1 << 30));
     }
-    for node in &nodes {
+    meet(&nodes).await;
+    nodes
+}
+
+async fn meet(nodes: &[Node]) {
+    for node in nodes {
         let mut book = node.gossip.book();
-        let all = book.wait_for(|book| book.members.len() == n);
+        let all = book.wait_for(|book| book.members.len() == nodes.len());
         tokio::time::timeout(Duration::from_secs(20), all)
             .await
             .expect("they find each other")
             .expect("gossip runs");
     }
-    nodes
 }
 
 fn blob(source: &FakeSource) -> ContentId {
@@ -198,6 +219,36 @@ async fn a_node_that_comes_later_takes_nothing_from_the_origin() {
     let part = ByteRange::new(1_000_000, 1_200_000);
     assert!(read(&nodes[2].open(&object, &other).await, part).await == other.bytes(part));
     assert!(other.sent_bytes() < SIZE, "a ranged read of an object does not fetch all of it");
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_disk_lost_comes_from_a_peer_again() {
+    let network = MemoryNetwork::new(1);
+    let healthy = Node::start(&network, "healthy", None, 1 << 30);
+    let tired = Node::start(&network, "tired", Some(&healthy), 1 << 30);
+    let mut nodes = vec![healthy, tired];
+    meet(&nodes).await;
+    let source = FakeSource::new(9, SIZE);
+    let id = blob(&source);
+    for node in &nodes {
+        node.open(&id, &source).await.fill().await.expect("fills");
+    }
+    let data = nodes.pop().expect("the tired one").stop().await;
+    let key = id.key(CHUNK_BYTES).hex();
+    let path = data.path().join("contents").join(&key[..2]).join(key).join("data");
+    let file = File::options().write(true).open(path).expect("it is stored");
+    file.write_all_at(b"rotten", 3_000_000).expect("it is written");
+    nodes.push(Node::start_on(data, &network, "tired-again", nodes.first(), 1 << 30));
+    meet(&nodes).await;
+    let whole = ByteRange::new(0, SIZE);
+    let content = nodes[1].open(&id, &source).await;
+    assert!(read(&content, whole).await == source.bytes(whole));
+    assert_eq!(content.progress().from_peers, u64::from(CHUNK_BYTES));
+    assert_eq!(source.sent_bytes(), SIZE, "the origin was not asked again");
+    drop(content);
     for node in nodes {
         node.stop().await;
     }

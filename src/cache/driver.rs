@@ -204,6 +204,9 @@ impl Driver {
             Ok(Loss::Content(content)) => self.tell(Event::Evicted { content }),
             Ok(Loss::Chunks(content, chunks)) => {
                 self.tell(Event::Dropped { content, chunks });
+                if let Some(open) = self.shared.opened(content) {
+                    open.unseal();
+                }
                 // Who has it open may want them again.
                 self.shared.mark_dirty(content);
             }

@@ -164,6 +164,9 @@ impl Feed {
 
     /// The chunk is no longer on disk: the swarm must know before it is asked to bring it again.
     async fn lost(&self, key: ContentKey) {
+        if let Some(open) = &self.open {
+            open.unseal();
+        }
         let chunks = ChunkSet::from_iter([self.chunk]);
         // The driver being gone means shutdown.
         let _ = self.shared.commands.send(Command::Dropped { key, chunks }).await;

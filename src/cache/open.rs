@@ -329,6 +329,17 @@ impl Open {
         }
     }
 
+    /// A chunk turned out bad: what was whole is compared again once the chunk is back.
+    pub(super) fn unseal(&self) {
+        self.outcome.send_if_modified(|outcome| {
+            let was_sealed = matches!(outcome, Outcome::Sealed);
+            if was_sealed {
+                *outcome = Outcome::Pending;
+            }
+            was_sealed
+        });
+    }
+
     /// `true` once, for the caller who shall seal.
     pub(super) fn begin_sealing(&self) -> bool {
         self.entry.is_some()

@@ -16,20 +16,24 @@ pub(crate) struct Node {
     cache: Cache,
     store: Store,
     _incoming: tokio::sync::mpsc::Receiver<Incoming>,
-    _stop: DropGuard,
-    _data: tempfile::TempDir,
+    stop: DropGuard,
+    data: tempfile::TempDir,
 }
 
 impl Node {
     /// Must be called within a runtime.
     pub(crate) fn alone() -> Self {
-        let data = tempfile::tempdir().expect("a temporary directory");
+        Self::on(tempfile::tempdir().expect("a temporary directory"))
+    }
+
+    /// One that finds what another left behind.
+    pub(crate) fn on(data: tempfile::TempDir) -> Self {
         let config = store::Config {
             data_dir: data.path().into(),
             free_floor: bytesize::ByteSize(0),
             ..store::Config::default()
         };
-        let store = Store::open(config, store::Metrics::default()).expect("an empty directory opens");
+        let store = Store::open(config, store::Metrics::default()).expect("the directory opens");
         let (transport, incoming) = MemoryNetwork::new(1).join("alone", 16);
         let me = NodeId::from_name("alone");
         let stop = CancellationToken::new();
@@ -42,7 +46,19 @@ impl Node {
             metrics: Metrics::default(),
             shutdown: stop.clone(),
         });
-        Self { cache, store, _incoming: incoming, _stop: stop.drop_guard(), _data: data }
+        Self { cache, store, _incoming: incoming, stop: stop.drop_guard(), data }
+    }
+
+    /// A clean end; what was stored is in the directory.
+    pub(crate) async fn end(self) -> tempfile::TempDir {
+        drop(self.stop);
+        self.cache.stopped().await;
+        self.store.close().expect("the disk is well");
+        self.data
+    }
+
+    pub(crate) fn data_dir(&self) -> &std::path::Path {
+        self.data.path()
     }
 
     pub(crate) fn cache(&self) -> Cache {

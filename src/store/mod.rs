@@ -95,6 +95,12 @@ impl Store {
         Self::open_on(Disk::default(), &config, metrics)
     }
 
+    /// One pass of the scrubber, here and now.
+    #[cfg(test)]
+    pub(crate) fn scrub(&self) {
+        self.handle.shared.scrub_all();
+    }
+
     fn open_on(disk: Disk, config: &Config, metrics: Metrics) -> Result<Self, OpenError> {
         let shared = Shared::open(disk, config, metrics)?;
         Ok(Self { handle: Arc::new(Handle { shared, closed: AtomicBool::new(false) }) })
