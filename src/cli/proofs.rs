@@ -21,7 +21,7 @@ const GOOD_FOR: Duration = Duration::from_secs(15 * 60);
 /// When S3 cannot be asked with this command's credentials, or has nothing there for them.
 pub(super) async fn sign(sources: &[S3Url]) -> anyhow::Result<BTreeMap<S3Url, Proof>> {
     let everything = vec!["*".to_owned()].try_into().context("\"*\" stands for every bucket")?;
-    let origin = S3Origin::new(S3Config { buckets: everything, ..S3Config::default() }, &Metrics::default());
+    let origin = S3Origin::new(S3Config { buckets: everything, ..S3Config::default() }, &Metrics::default())?;
     let mut proofs = BTreeMap::new();
     for source in sources {
         for key in keys(&origin, source).await.context("asking S3 with this command's own credentials")? {

@@ -215,7 +215,7 @@ impl Warmer {
     }
 
     async fn objects(&self, url: &S3Url) -> anyhow::Result<Warmed> {
-        let s3 = S3Origin::new(self.config.s3.clone(), &origin::Metrics::default());
+        let s3 = S3Origin::new(self.config.s3.clone(), &origin::Metrics::default())?;
         let is_prefix = url.key.is_empty() || url.key.ends_with('/');
         let keys = if is_prefix {
             let listed = s3.list(&url.bucket, &url.key).await?;

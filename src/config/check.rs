@@ -5,6 +5,7 @@ use crate::content::DEFAULT_CHUNK_BYTES;
 use crate::origin;
 use crate::origin::access::Access;
 use crate::origin::registry::RegistryOrigin;
+use crate::origin::s3::S3Origin;
 use crate::transport::tls::{NameError, PeerName};
 
 impl Config {
@@ -17,6 +18,8 @@ impl Config {
         self.check_listeners()?;
         RegistryOrigin::new(self.registry.origins.clone(), &origin::Metrics::default())
             .map_err(|error| ConfigError::conflict("registry.origins", error.to_string()))?;
+        S3Origin::new(self.s3.clone(), &origin::Metrics::default())
+            .map_err(|error| ConfigError::conflict("s3.ca_file", error.to_string()))?;
         self.check_access()?;
         self.log.filter().map_err(|error| ConfigError::conflict("log.level", error.to_string()))?;
         self.control.check().map_err(|error| ConfigError::conflict("control.socket", error.to_string()))?;

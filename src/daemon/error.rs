@@ -4,7 +4,7 @@ use super::address::AddressError;
 use super::identity::ProofError;
 use crate::http::admin::ControlError;
 use crate::http::server::BindError;
-use crate::origin::registry;
+use crate::origin::{registry, s3};
 use crate::swarm::ZoneTooLong;
 use crate::swarm::membership::BadName;
 use crate::{store, transport};
@@ -26,6 +26,8 @@ pub enum DaemonError {
     Store(#[from] store::OpenError),
     #[error("registry.origins: {0}")]
     Registry(#[from] registry::ConfigError),
+    #[error(transparent)]
+    S3(#[from] s3::CaError),
     #[error(transparent)]
     Listener(#[from] BindError),
     #[error(transparent)]

@@ -175,7 +175,7 @@ async fn start(config: Config, life: &Life) -> Result<(Engine, Bound), DaemonErr
 
     let introduced = peers::introduce(&config, &transport).await?;
     let registries = RegistryOrigin::new(config.registry.origins.clone(), &metrics.origin)?;
-    let s3 = S3Origin::new(config.s3.clone(), &metrics.origin);
+    let s3 = S3Origin::new(config.s3.clone(), &metrics.origin)?;
     let store = engine::open_store(&config, metrics.store).await?;
     life.readiness.report(Condition::StoreOpen);
 

@@ -1,6 +1,7 @@
 //! How every AWS API is reached: one HTTP client and one way to load regions and credentials.
 //!
-//! Invariant: one crypto provider, time-outs on every request, and the proxies that the environment names.
+//! Invariant: one crypto provider, time-outs on every request, and the proxies that the environment names. Connections
+//! spread over the addresses that a name has ([`Spread`]).
 
 use std::env;
 use std::error::Error;
@@ -12,7 +13,10 @@ use aws_config::{AppName, BehaviorVersion, ConfigLoader};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder, Connector, tls};
+
+use super::spread::Spread;
 
 /// In the `User-Agent` of every request, by which the S3 face knows a daemon that was pointed at itself.
 pub const APP_NAME: &str = "windlass";
@@ -27,27 +31,38 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 const PROXY_VARIABLES: [&str; 6] =
     ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 
-/// A loader of the SDK's configuration with our HTTP client; region and credentials come from the default chains.
-pub(super) fn loader(connect: Duration, first_byte: Duration) -> ConfigLoader {
+/// A loader of the SDK's configuration with our HTTP client, which trusts what is in `trusted` (PEM, as
+/// [`trust::read`](super::trust::read) checked it) beside the system's certificates; region and credentials come from the
+/// default chains.
+pub(super) fn loader(connect: Duration, first_byte: Duration, trusted: Option<&[u8]>) -> ConfigLoader {
     let timeouts = TimeoutConfig::builder().connect_timeout(connect).read_timeout(first_byte).build();
     let loader = aws_config::defaults(BehaviorVersion::latest())
         .timeout_config(timeouts)
         .app_name(AppName::new(APP_NAME).expect("letters only"));
+    let trust =
+        trusted.map_or_else(TrustStore::default, |pem| TrustStore::default().with_pem_certificate(pem));
+    let tls =
+        TlsContext::builder().with_trust_store(trust).build().expect("only s2n's contexts fail to build");
+    let addresses = Spread::default();
     if PROXY_VARIABLES.iter().any(|name| env::var_os(name).is_some()) {
-        return loader.http_client(Builder::new().build_with_connector_fn(|settings, _| {
+        return loader.http_client(Builder::new().build_with_connector_fn(move |settings, _| {
             let mut connector = Connector::builder()
                 .pool_idle_timeout(IDLE_TIMEOUT)
                 .pool_max_idle_per_host(IDLE_CONNECTIONS)
                 .proxy_config(ProxyConfig::from_env());
             connector.set_connector_settings(settings.cloned());
-            connector.tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc)).build()
+            connector
+                .tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc))
+                .tls_context(tls.clone())
+                .build_with_resolver(addresses.clone())
         }));
     }
     let http = Builder::new()
         .tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc))
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
-        .build_https();
+        .tls_context(tls)
+        .build_with_resolver(addresses);
     loader.http_client(http)
 }
 

@@ -5,7 +5,7 @@
 //! This module refuses to hide a failure that lasts: the swarm hears of it, and knows better whom to ask next.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, Either, select};
@@ -180,6 +180,14 @@ impl Care {
         let is_paused = self.paused_until.lock().is_some_and(|until| until > Instant::now());
         !is_paused && self.budget.lock().withdraw()
     }
+}
+
+/// What a `Retry-After` asks for: seconds, or a date (RFC 9110, section 10.2.3), which `now` is subtracted from. A date
+/// that is over means "now".
+pub(super) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    let by_date = || Some(httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default());
+    value.parse().map(Duration::from_secs).ok().or_else(by_date)
 }
 
 /// The pause before attempt `attempt + 1`; `None` when the origin asks for more patience than there is.
@@ -465,6 +473,20 @@ mod tests {
         assert_eq!(pause(2, 0.5, &failed), Some(Duration::from_millis(200)));
         assert_eq!(pause(1, 0.5, &after(2)), Some(Duration::from_secs(2)));
         assert_eq!(pause(1, 0.5, &after(60)), None);
+    }
+
+    #[test]
+    fn retry_after_is_a_number_of_seconds_or_a_date() {
+        let now = httpdate::parse_http_date("Fri, 27 Nov 2026 09:30:00 GMT").unwrap();
+        let seconds = |value| retry_after(value, now).map(|wait| wait.as_secs());
+        assert_eq!(seconds("120"), Some(120));
+        assert_eq!(seconds(" 0 "), Some(0));
+        assert_eq!(seconds("Fri, 27 Nov 2026 09:30:07 GMT"), Some(7));
+        assert_eq!(seconds("Friday, 27-Nov-26 09:30:07 GMT"), Some(7), "the obsolete form");
+        assert_eq!(seconds("Fri, 27 Nov 2026 09:29:00 GMT"), Some(0), "over");
+        for wrong in ["", "soon", "-1", "1.5", "Fri, 32 Nov 2026 09:30:00 GMT"] {
+            assert_eq!(seconds(wrong), None, "{wrong}");
+        }
     }
 
     proptest! {

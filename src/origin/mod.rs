@@ -16,6 +16,8 @@ mod metrics;
 pub mod recent;
 pub mod registry;
 pub mod s3;
+mod spread;
+mod trust;
 
 use std::time::Duration;
 

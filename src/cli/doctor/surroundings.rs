@@ -270,7 +270,13 @@ fn judge_registry(name: &str, asked: Option<Result<(), OriginError>>) -> Finding
 
 async fn check_buckets(config: &Config) -> Vec<Finding> {
     let rules = bucket_rules(config);
-    let s3 = S3Origin::new(config.s3.clone(), &origin::Metrics::default());
+    let s3 = match S3Origin::new(config.s3.clone(), &origin::Metrics::default()) {
+        Ok(s3) => s3,
+        Err(error) => {
+            let cure = "name a PEM file with certificates, or leave the key out";
+            return vec![Finding::fail(S3, "the object store cannot be asked", error.to_string(), cure)];
+        }
+    };
     let mut findings = Vec::new();
     for rule in rules {
         if rule == "*" {

@@ -17,7 +17,7 @@ use url::Url;
 use super::address::{Guard, GuardedResolver};
 use super::config::{ConfigError, RegistryConfig};
 use crate::origin::care::Care;
-use crate::origin::{Kind, OriginError, OriginMetrics};
+use crate::origin::{Kind, OriginError, OriginMetrics, trust};
 
 /// How we introduce ourselves to registries. A mirror that hears it is asked by a windlass, which would go round in
 /// circles.
@@ -227,12 +227,9 @@ fn build(
     let builder = match &config.ca_file {
         Some(path) => {
             let failed = |reason| ConfigError::Ca { name: config.name.clone(), path: path.clone(), reason };
-            let pem = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+            let pem = trust::read(path).map_err(failed)?;
             let certificates =
                 reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| failed(cause(error)))?;
-            if certificates.is_empty() {
-                return Err(failed("it holds no certificate".to_owned()));
-            }
             builder.tls_certs_merge(certificates)
         }
         None => builder,

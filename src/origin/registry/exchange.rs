@@ -3,7 +3,7 @@
 //! Invariant: `Authorization` is attached afresh on every hop, and only when the hop is the registry's own scheme,
 //! host and port.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::header::{ACCEPT, AUTHORIZATION, HeaderName, LOCATION, RANGE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -14,7 +14,7 @@ use super::authorizer::Authorizer;
 use super::client::{Client, host};
 use crate::content::ByteRange;
 use crate::oci::RepositoryName;
-use crate::origin::{Kind, OriginError, Outcome};
+use crate::origin::{Kind, OriginError, Outcome, care};
 
 /// Redirects followed for one question. Registries need one, content networks in front of them two.
 const MAX_REDIRECTS: usize = 5;
@@ -208,10 +208,9 @@ async fn check(
     })
 }
 
-/// `Retry-After` in seconds; its form as a date is not used by registries.
+/// How long the answer asks us to wait.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    care::retry_after(headers.get(RETRY_AFTER)?.to_str().ok()?, SystemTime::now())
 }
 
 /// The first message of an OCI error body, as `: message`; nothing when it is something else.

@@ -1,11 +1,13 @@
 //! Which buckets may be read, and how S3 is reached.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use url::Url;
 
 use crate::origin::access::Access;
+use crate::origin::trust;
 
 /// `[s3]`: the object store. Credentials are not configured here: they come from the AWS default chain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +23,8 @@ pub struct S3Config {
     pub endpoint: Option<Url>,
     /// Region of the buckets. Unset: `AWS_REGION`, the profile, the instance metadata, at last `us-east-1`.
     pub region: Option<String>,
+    /// PEM file with certificates to trust beside the system's.
+    pub ca_file: Option<PathBuf>,
     /// `https://host/bucket/key` instead of `https://bucket.host/key`, which most S3 stores other than AWS need.
     pub path_style: bool,
     /// Send unsigned requests, for public buckets.
@@ -43,6 +47,7 @@ impl Default for S3Config {
             access: Access::Node,
             endpoint: None,
             region: None,
+            ca_file: None,
             path_style: false,
             anonymous: false,
             requester_pays: false,
@@ -62,6 +67,23 @@ pub struct AllowList(Vec<Rule>);
 enum Rule {
     Everything,
     Prefix { bucket: String, prefix: String },
+}
+
+/// `[s3]` cannot be used. The text names the key.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use `s3.ca_file` {}: {reason}", path.display())]
+pub struct CaError {
+    pub(super) path: PathBuf,
+    pub(super) reason: String,
+}
+
+impl S3Config {
+    /// What `ca_file` holds.
+    pub(super) fn trusted(&self) -> Result<Option<Vec<u8>>, CaError> {
+        let read =
+            |path: &PathBuf| trust::read(path).map_err(|reason| CaError { path: path.clone(), reason });
+        self.ca_file.as_ref().map(read).transpose()
+    }
 }
 
 /// An entry of `buckets` that is none.

@@ -1,15 +1,15 @@
 //! What the SDK's errors mean to us: one table.
 
 use std::error::Error;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use super::LABEL;
-use crate::origin::OriginError;
 use crate::origin::aws::{chain_of, without_credentials};
+use crate::origin::{OriginError, care};
 
 /// Turns an SDK error about `what` into ours.
 pub(super) fn classify<E>(error: &SdkError<E, HttpResponse>, what: &str) -> OriginError
@@ -130,9 +130,9 @@ fn elsewhere(answer: &HttpResponse, what: &str) -> String {
     }
 }
 
-/// `Retry-After` in seconds; its date form is not used by object stores.
+/// How long the answer asks us to wait.
 fn retry_after(answer: &HttpResponse) -> Option<Duration> {
-    answer.headers().get("retry-after")?.trim().parse().ok().map(Duration::from_secs)
+    care::retry_after(answer.headers().get("retry-after")?, SystemTime::now())
 }
 
 /// The first error of type `T` among `error` and its causes.

@@ -32,7 +32,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 pub use checksum::{Claim, Hasher, Sum, SumKind};
-pub use config::{AllowList, RuleError, S3Config};
+pub use config::{AllowList, CaError, RuleError, S3Config};
 pub use object::S3Object;
 pub use proof::{Proof, ProofError, S3Callers};
 
@@ -73,6 +73,8 @@ pub struct S3Origin {
 #[derive(Debug)]
 struct Inner {
     config: S3Config,
+    /// Certificates to trust beside the system's, in PEM.
+    trusted: Option<Vec<u8>>,
     metrics: OriginMetrics,
     /// Made at the first request: finding the region may ask the instance metadata, and start-up must not wait.
     client: OnceCell<Client>,
@@ -145,23 +147,26 @@ pub struct Page {
 }
 
 impl S3Origin {
-    /// Opens nothing yet: the first request loads the credentials and the region.
-    #[must_use]
-    pub fn new(config: S3Config, metrics: &Metrics) -> Self {
-        Self::of(config, OnceCell::new(), metrics)
+    /// Opens no connection yet: the first request loads the credentials and the region.
+    ///
+    /// # Errors
+    /// When `ca_file` holds no certificates.
+    pub fn new(config: S3Config, metrics: &Metrics) -> Result<Self, CaError> {
+        let trusted = config.trusted()?;
+        Ok(Self::of(config, trusted, OnceCell::new(), metrics))
     }
 
     /// One whose client is made already.
     #[cfg(test)]
     fn with_client(config: S3Config, client: Client, metrics: &Metrics) -> Self {
-        Self::of(config, OnceCell::new_with(Some(client)), metrics)
+        Self::of(config, None, OnceCell::new_with(Some(client)), metrics)
     }
 
-    fn of(config: S3Config, client: OnceCell<Client>, metrics: &Metrics) -> Self {
+    fn of(config: S3Config, trusted: Option<Vec<u8>>, client: OnceCell<Client>, metrics: &Metrics) -> Self {
         let metrics = metrics.origin(LABEL);
         let care = Care::new(metrics.clone(), Duration::from_millis(config.stall_timeout_ms));
         let regions = Mutex::new(Recent::new(REMEMBERED_REGIONS));
-        Self { inner: Arc::new(Inner { config, metrics, client, regions, care }) }
+        Self { inner: Arc::new(Inner { config, trusted, metrics, client, regions, care }) }
     }
 
     /// Pins the current version of an object, or the one `version_id` names.
@@ -360,18 +365,19 @@ impl S3Origin {
     }
 
     async fn client(&self) -> &Client {
-        self.inner.client.get_or_init(|| connect(&self.inner.config)).await
+        self.inner.client.get_or_init(|| connect(&self.inner.config, self.inner.trusted.as_deref())).await
     }
 }
 
-async fn connect(config: &S3Config) -> Client {
+async fn connect(config: &S3Config, trusted: Option<&[u8]>) -> Client {
     let timeouts = (config.connect_timeout_ms, config.first_byte_timeout_ms);
-    let mut loader = aws::loader(Duration::from_millis(timeouts.0), Duration::from_millis(timeouts.1))
-        .retry_config(RetryConfig::standard().with_max_attempts(METADATA_ATTEMPTS))
-        // It fails whatever is slower than its idea of slow; our own clock is on the body.
-        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-        .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+    let mut loader =
+        aws::loader(Duration::from_millis(timeouts.0), Duration::from_millis(timeouts.1), trusted)
+            .retry_config(RetryConfig::standard().with_max_attempts(METADATA_ATTEMPTS))
+            // It fails whatever is slower than its idea of slow; our own clock is on the body.
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
     if let Some(region) = &config.region {
         loader = loader.region(Region::new(region.clone()));
     }

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
+use aws_smithy_http_client::tls;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -22,6 +26,7 @@ use super::{Client, S3Config, S3Origin};
 use crate::content::RangeHeader;
 use crate::origin::Metrics;
 use crate::origin::access::Access;
+use crate::origin::spread::Spread;
 
 const PAGE: usize = 3;
 
@@ -50,6 +55,16 @@ impl Fault {
     }
 }
 
+/// A resolver that knows one answer.
+#[derive(Debug)]
+struct Fixed(Vec<IpAddr>);
+
+impl ResolveDns for Fixed {
+    fn resolve_dns<'a>(&'a self, _: &'a str) -> DnsFuture<'a> {
+        DnsFuture::ready(Ok(self.0.clone()))
+    }
+}
+
 type StubBody = BoxBody<Bytes, std::io::Error>;
 
 #[derive(Default)]
@@ -63,6 +78,8 @@ struct State {
     /// Names in whose signature nothing may be read.
     refused: Vec<&'static str>,
     requests: Vec<String>,
+    /// Connections by the address that they came to.
+    reached: BTreeMap<IpAddr, usize>,
 }
 
 /// A running stub; it stops with the test's runtime.
@@ -74,12 +91,18 @@ pub(crate) struct Stub {
 
 impl Stub {
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_on("127.0.0.1:0").await
+    }
+
+    pub(crate) async fn start_on(address: &str) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let stub = Self { state: Arc::default(), port: listener.local_addr().unwrap().port() };
         let serving = stub.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let stub = serving.clone();
+                let here = stream.local_addr().unwrap().ip();
+                *stub.state.lock().reached.entry(here).or_default() += 1;
                 let service = service_fn(move |request| {
                     let stub = stub.clone();
                     async move { Ok::<_, std::convert::Infallible>(stub.answer(&request)) }
@@ -106,16 +129,33 @@ impl Stub {
     }
 
     pub(crate) fn origin(&self) -> S3Origin {
-        S3Origin::new(self.config(), &Metrics::default())
+        S3Origin::new(self.config(), &Metrics::default()).unwrap()
     }
 
     /// What a process sees of it that has the credentials called `signer`, where callers' rights count.
     pub(crate) async fn origin_of(&self, signer: &str) -> S3Origin {
         let config = S3Config { access: Access::Caller, ..self.config() };
         let credentials = Credentials::new(signer, "secret", None, None, "test");
-        let client = super::connect(&config).await;
+        let client = super::connect(&config, None).await;
         let signed = client.config().to_builder().credentials_provider(credentials).build();
         S3Origin::with_client(config, Client::from_conf(signed), &Metrics::default())
+    }
+
+    /// What a process sees of it for which each of its names has `addresses`.
+    pub(crate) async fn origin_at(&self, name: &str, addresses: Vec<IpAddr>) -> S3Origin {
+        let endpoint = format!("http://{name}:{}/", self.port).parse().unwrap();
+        let config = S3Config { endpoint: Some(endpoint), ..self.config() };
+        let http = aws_smithy_http_client::Builder::new()
+            .tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc))
+            .build_with_resolver(Spread::over(Fixed(addresses)));
+        let client = super::connect(&config, None).await;
+        let spread = client.config().to_builder().http_client(http).build();
+        S3Origin::with_client(config, Client::from_conf(spread), &Metrics::default())
+    }
+
+    /// Connections so far, by the address that they came to.
+    pub(crate) fn reached(&self) -> BTreeMap<IpAddr, usize> {
+        self.state.lock().reached.clone()
     }
 
     /// What nobody may read any more whose requests `signer` signed, or may again.

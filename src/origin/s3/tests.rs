@@ -1,12 +1,15 @@
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use super::stub::{Fault, Stub};
 use super::*;
 use crate::content::ByteRange;
 use crate::origin::{access, conformance, fake};
 
-fn bytes_of(seed: u64, size: u64) -> bytes::Bytes {
+fn bytes_of(seed: u64, size: u64) -> Bytes {
     fake::seeded_bytes(seed, ByteRange::new(0, size))
 }
 
@@ -93,7 +96,7 @@ async fn what_s3_refuses_keeps_its_meaning() {
 async fn a_body_that_ends_early_or_stands_still_is_an_error() {
     let stub = Stub::start().await;
     let hasty = S3Config { stall_timeout_ms: 100, ..stub.config() };
-    let origin = S3Origin::new(hasty, &Metrics::default());
+    let origin = S3Origin::new(hasty, &Metrics::default()).unwrap();
     for (key, fault) in [("short", Fault::Short(100)), ("stall", Fault::Stall(100))] {
         stub.put("models", key, bytes_of(1, 1000));
         let object = pinned(&origin, key).await;
@@ -133,7 +136,8 @@ async fn who_pays_is_said_when_the_requester_does() {
     let stub = Stub::start().await;
     stub.put("models", "a", bytes_of(1, 1000));
     for requester_pays in [false, true] {
-        let origin = S3Origin::new(S3Config { requester_pays, ..stub.config() }, &Metrics::default());
+        let origin =
+            S3Origin::new(S3Config { requester_pays, ..stub.config() }, &Metrics::default()).unwrap();
         let object = pinned(&origin, "a").await;
         read(&object, 0, 10).await.unwrap();
         origin.list("models", "").await.unwrap();
@@ -182,7 +186,7 @@ async fn only_the_allow_list_is_asked_for() {
 async fn a_dead_endpoint_names_the_cause() {
     let stub = Stub::start().await;
     let config = S3Config { endpoint: Some("http://127.0.0.1:1/".parse().unwrap()), ..stub.config() };
-    let origin = S3Origin::new(config, &Metrics::default());
+    let origin = S3Origin::new(config, &Metrics::default()).unwrap();
     let error = origin.head("models", "a", None).await.unwrap_err();
     assert!(error.is_transient() && error.to_string().contains("refused"), "{error}");
 }
@@ -192,7 +196,7 @@ async fn a_proof_is_judged_by_s3_and_remembered_for_its_object_only() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let stub = Stub::start().await;
     for key in ["a", "c"] {
-        stub.put("models", key, bytes::Bytes::from_static(b"x"));
+        stub.put("models", key, Bytes::from_static(b"x"));
     }
     let callers = S3Callers::new(
         stub.origin_of("node").await,
@@ -232,4 +236,29 @@ async fn a_proof_is_judged_by_s3_and_remembered_for_its_object_only() {
     let secret = ann.presign_head("secrets", "a", None, Duration::from_secs(60)).await.unwrap();
     let error = callers.admit(Some(&secret), "secrets", "a", None).await.unwrap_err().to_string();
     assert!(error.contains("s3.buckets"), "{error}");
+}
+
+#[tokio::test]
+async fn connections_spread_over_the_addresses_of_a_name() {
+    let stub = Stub::start_on("0.0.0.0:0").await;
+    stub.put("models", "a", Bytes::from_static(b"bytes"));
+    let addresses: Vec<IpAddr> = ["127.0.0.2", "127.0.0.3", "127.0.0.4"].map(|a| a.parse().unwrap()).to_vec();
+    let origin = stub.origin_at("s3.example", addresses.clone()).await;
+    let heads = futures_util::future::join_all((0..12).map(|_| origin.head("models", "a", None))).await;
+    assert!(heads.iter().all(Result::is_ok));
+    let reached = stub.reached();
+    assert_eq!(reached.keys().copied().collect::<Vec<_>>(), addresses, "{reached:?}");
+    let counts: Vec<usize> = reached.into_values().collect();
+    assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1, "{counts:?}");
+}
+
+#[tokio::test]
+async fn a_dead_address_costs_nothing_but_the_next_one() {
+    let stub = Stub::start_on("127.0.0.3:0").await;
+    stub.put("models", "a", Bytes::from_static(b"bytes"));
+    let addresses = ["127.0.0.2", "127.0.0.3"].map(|a| a.parse().unwrap()).to_vec();
+    let origin = stub.origin_at("s3.example", addresses).await;
+    for _ in 0..4 {
+        origin.head("models", "a", None).await.unwrap();
+    }
 }

@@ -187,7 +187,7 @@ impl Reach {
             .user_agent(concat!("windlass/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(cause)?;
-        let sdk = aws::loader(CONNECT_TIMEOUT, ANSWER_TIMEOUT).load().await;
+        let sdk = aws::loader(CONNECT_TIMEOUT, ANSWER_TIMEOUT, None).load().await;
         Ok(Self { sdk, http })
     }
 
