@@ -171,8 +171,11 @@ impl Entry {
                 }
                 Record::Dropped(chunk) => dropped.push(*chunk),
                 Record::Sealed => {
-                    // Void when a chunk was taken out after the whole was verified.
-                    state.sealed = state.seal_pending.take() == Some(state.removals);
+                    // Void when a chunk was taken out after the whole was verified. There may be a second record: of a
+                    // seal that could not be written and was tried again.
+                    if let Some(removals) = state.seal_pending.take() {
+                        state.sealed = removals == state.removals;
+                    }
                 }
                 _ => {}
             }

@@ -83,6 +83,7 @@ async fn a_sidecar_that_cannot_be_written_is_written_later() {
     assert!(entry.have().is_full(&entry.layout()), "the data is there, only the word of it is missing");
     rig.disk.trial.clear();
     entry.seal().await.unwrap();
+    assert!(entry.is_sealed());
     drop((entry, store));
     assert!(rig.open().get(&blob(&data).key(CHUNK)).unwrap().is_sealed());
 }
