@@ -181,7 +181,7 @@ impl Authorizer {
         if let Some(basic) = by_get {
             let mut headers = HeaderMap::new();
             headers.extend(basic.map(|basic| (AUTHORIZATION, basic)));
-            answer = Some(client.send(Method::GET, &with_query(&realm, bearer), headers).await?);
+            answer = Some(client.send(Kind::Token, Method::GET, &with_query(&realm, bearer), headers).await?);
         }
         let is_served = answer.as_ref().is_some_and(|answer| !refuses_get(answer.status()));
         let answer = match (answer, &credential) {

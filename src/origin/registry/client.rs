@@ -29,6 +29,10 @@ const MAX_IDLE_CONNECTIONS: usize = 64;
 /// Detects a peer that vanished without a word; well under the progress timeout's effect on an idle connection.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
 
+/// The same for an HTTP/2 connection, of which there is one: found out well within a pull's first-byte deadline.
+const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(10);
+const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Most of a body that is read only to keep its connection alive, or to learn why a request failed.
 const MAX_ASIDE_BYTES: usize = 64 << 10;
 
@@ -37,8 +41,10 @@ const MAX_ASIDE_BYTES: usize = 64 << 10;
 pub(super) struct Client {
     name: String,
     endpoint: Url,
-    /// For the registry's own host.
+    /// For the bytes of blobs from the registry's own host.
     own: reqwest::Client,
+    /// For everything else from there: small questions, many at a time.
+    own_small: reqwest::Client,
     /// For hosts that the registry names.
     foreign: reqwest::Client,
     guard: Guard,
@@ -52,13 +58,15 @@ impl Client {
     pub(super) fn new(config: &RegistryConfig, metrics: OriginMetrics) -> Result<Self, ConfigError> {
         let endpoint = config.endpoint_url()?;
         let guard = Guard::of(&endpoint);
-        let own = build(config, &endpoint, None)?;
-        let foreign = build(config, &endpoint, Some(GuardedResolver(guard)))?;
+        let own = build(config, &endpoint, Http::One, None)?;
+        let own_small = build(config, &endpoint, Http::OneOrTwo, None)?;
+        let foreign = build(config, &endpoint, Http::One, Some(GuardedResolver(guard)))?;
         let care = Care::new(metrics.clone(), config.progress_timeout());
         Ok(Self {
             name: config.name.clone(),
             endpoint,
             own,
+            own_small,
             foreign,
             guard,
             care,
@@ -104,22 +112,24 @@ impl Client {
     /// Sends one request and waits for the response's headers.
     pub(super) async fn send(
         &self,
+        kind: Kind,
         method: Method,
         url: &Url,
         headers: HeaderMap,
     ) -> Result<Response, OriginError> {
-        self.send_with(method, url, headers, None).await
+        self.send_with(kind, method, url, headers, None).await
     }
 
     /// Posts a form, and waits for the response's headers.
     pub(super) async fn post_form(&self, url: &Url, form: &str) -> Result<Response, OriginError> {
         let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, form_type)]);
-        self.send_with(Method::POST, url, headers, Some(form.to_owned())).await
+        self.send_with(Kind::Token, Method::POST, url, headers, Some(form.to_owned())).await
     }
 
     async fn send_with(
         &self,
+        kind: Kind,
         method: Method,
         url: &Url,
         headers: HeaderMap,
@@ -129,7 +139,11 @@ impl Client {
         if !is_same_host {
             self.check_foreign(url)?;
         }
-        let client = if is_same_host { &self.own } else { &self.foreign };
+        let client = match kind {
+            _ if !is_same_host => &self.foreign,
+            Kind::Content => &self.own,
+            Kind::Metadata | Kind::Token => &self.own_small,
+        };
         let mut request = client.request(method, url.clone()).headers(headers);
         if let Some(body) = body {
             request = request.body(body);
@@ -200,9 +214,19 @@ pub(super) fn cause(error: reqwest::Error) -> String {
     innermost.map_or_else(|| error.to_string(), ToString::to_string)
 }
 
+/// Which versions of HTTP a client offers.
+enum Http {
+    /// Ranges want connections side by side, which HTTP/2 would put on one: eight at once take up to twice as long
+    /// (`cargo bench --bench origin`).
+    One,
+    /// The registry chooses (ALPN).
+    OneOrTwo,
+}
+
 fn build(
     config: &RegistryConfig,
     endpoint: &Url,
+    http: Http,
     resolver: Option<GuardedResolver>,
 ) -> Result<reqwest::Client, ConfigError> {
     let mut headers = HeaderMap::new();
@@ -214,9 +238,15 @@ fn build(
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(config.connect_timeout())
         .tcp_keepalive(TCP_KEEPALIVE)
-        .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
-        // Ranges want connections side by side; HTTP/2 would put them all on one.
-        .http1_only();
+        .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS);
+    builder = match http {
+        Http::One => builder.http1_only(),
+        // One connection carries every question: one that died without a word must not take them all with it.
+        Http::OneOrTwo => builder
+            .http2_keep_alive_interval(HTTP2_PING_INTERVAL)
+            .http2_keep_alive_timeout(HTTP2_PING_TIMEOUT)
+            .http2_keep_alive_while_idle(true),
+    };
     if Guard::of(endpoint).is_at_home() {
         // A proxy's loopback is not ours.
         builder = builder.no_proxy();

@@ -90,7 +90,7 @@ pub(super) async fn ask(
         if let Some(authorization) = &authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        let sent = client.send(question.method.clone(), &url, headers).await;
+        let sent = client.send(question.kind, question.method.clone(), &url, headers).await;
         let response = sent.inspect_err(|_| client.metrics().request(question.kind, Outcome::Failed))?;
         let status = response.status();
         let can_renew = client.is_own(&url) && !has_renewed;
@@ -139,7 +139,7 @@ pub(super) async fn ask_elsewhere(
     authorizer: &Authorizer,
     question: &Question<'_>,
 ) -> Result<Response, OriginError> {
-    let sent = client.send(question.method.clone(), &question.url, question.headers()?).await;
+    let sent = client.send(question.kind, question.method.clone(), &question.url, question.headers()?).await;
     let checked = match sent {
         Ok(response) if is_redirect(response.status()) => {
             Err(client.failed("its blob has moved again".to_owned()))

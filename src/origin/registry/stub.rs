@@ -12,9 +12,9 @@ use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -31,6 +31,7 @@ pub struct Seen {
     pub target: String,
     pub headers: HeaderMap,
     pub body: String,
+    pub version: http::Version,
 }
 
 impl Seen {
@@ -153,7 +154,11 @@ impl Stub {
                     match tls {
                         None => drop(http.serve_connection(TokioIo::new(stream), service).await),
                         Some(tls) => {
-                            if let Ok(stream) = tls.accept(stream).await {
+                            let Ok(stream) = tls.accept(stream).await else { return };
+                            if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                                let http = http2::Builder::new(TokioExecutor::new());
+                                drop(http.serve_connection(TokioIo::new(stream), service).await);
+                            } else {
                                 drop(http.serve_connection(TokioIo::new(stream), service).await);
                             }
                         }
@@ -174,6 +179,7 @@ impl Stub {
         let this = Seen {
             method: parts.method.to_string(),
             target: parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+            version: parts.version,
             headers: parts.headers,
             body: String::from_utf8_lossy(&body).into_owned(),
         };

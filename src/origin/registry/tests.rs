@@ -117,7 +117,10 @@ async fn a_registry_cannot_send_us_to_the_metadata_service() {
     let config = RegistryConfig { name: "reg.example.com".into(), ..RegistryConfig::default() };
     let client = Client::new(&config, Metrics::default().origin("reg.example.com")).unwrap();
     for target in ["http://169.254.169.254/latest/meta-data/", "https://localhost/", "file:///etc/passwd"] {
-        let error = client.send(Method::GET, &target.parse().unwrap(), HeaderMap::new()).await.unwrap_err();
+        let error = client
+            .send(Kind::Content, Method::GET, &target.parse().unwrap(), HeaderMap::new())
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("points to"), "{error}");
     }
 }
@@ -226,8 +229,8 @@ async fn a_token_service_without_get_is_asked_by_post() {
     assert!(asked.body.starts_with("grant_type=password&username=me&password=p%26w&"), "{}", asked.body);
 }
 
-#[tokio::test]
-async fn a_private_authority_is_trusted_where_it_is_named_and_nowhere_else() {
+/// A server's TLS with a certificate of its own, and the file that makes it trusted.
+fn tls() -> (rustls::ServerConfig, tempfile::NamedTempFile) {
     let own = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -235,10 +238,41 @@ async fn a_private_authority_is_trusted_where_it_is_named_and_nowhere_else() {
         .with_no_client_auth()
         .with_single_cert(vec![own.cert.der().clone()], key)
         .unwrap();
-    let stub = Stub::start_tls(tls, |seen| Reply::ranged(seen, &bytes())).await;
-    let endpoint = Some(format!("https://{}/", stub.address).parse().unwrap());
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), own.cert.pem()).unwrap();
+    (tls, file)
+}
+
+#[tokio::test]
+async fn small_questions_share_a_connection_of_http_2_and_ranges_do_not() {
+    let (mut tls, file) = tls();
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let digest = digest_of(MANIFEST.as_bytes()).to_string();
+    let stub = Stub::start_tls(tls, move |seen| match seen.target.contains("/manifests/") {
+        true => Reply::ok(MANIFEST)
+            .with("docker-content-digest", digest.clone())
+            .with("content-type", OCI_MANIFEST),
+        false => Reply::ranged(seen, &bytes()),
+    })
+    .await;
+    let endpoint = Some(format!("https://{}/", stub.address).parse().unwrap());
+    let registry = registry(RegistryConfig { ca_file: Some(file.path().into()), endpoint, ..stub.config() });
+    let (name, tag) = (name(), tag());
+    let questions = (0..20).map(|_| registry.resolve(&name, &tag, None));
+    assert!(join_all(questions).await.iter().all(Result::is_ok));
+    assert_eq!(read_all(&blob(&registry)).await.unwrap(), bytes());
+    for seen in stub.seen() {
+        let is_blob = seen.target.contains("/blobs/");
+        let expected = if is_blob { http::Version::HTTP_11 } else { http::Version::HTTP_2 };
+        assert_eq!(seen.version, expected, "{}", seen.target);
+    }
+}
+
+#[tokio::test]
+async fn a_private_authority_is_trusted_where_it_is_named_and_nowhere_else() {
+    let (tls, file) = tls();
+    let stub = Stub::start_tls(tls, |seen| Reply::ranged(seen, &bytes())).await;
+    let endpoint = Some(format!("https://{}/", stub.address).parse().unwrap());
     let config = |ca_file| RegistryConfig { ca_file, endpoint: endpoint.clone(), ..stub.config() };
     let trusting = registry(config(Some(file.path().into())));
     assert_eq!(read_all(&blob(&trusting)).await.unwrap(), bytes());
