@@ -39,6 +39,10 @@ const HEADER_FIXED: usize = 48;
 pub(super) const SLOT: usize = 64;
 const SLOT_BODY: usize = 56;
 
+/// No program will get there: what says so is no sidecar, but some other file's block that begins with the same letters, as
+/// the text in `format` does.
+const VERSION_MAX: u32 = 0xFFFF;
+
 /// S3 allows 1,024 bytes of key and 63 of bucket; this is far above any identity and below a harmful allocation.
 const BODY_MAX: usize = 16 << 10;
 
@@ -185,6 +189,9 @@ fn parse_header(bytes: &[u8]) -> Result<(ContentId, Layout, usize), SidecarError
     }
     // The version comes first: a newer header may be laid out differently behind it.
     let version = u32_at(fixed, 8);
+    if version > VERSION_MAX {
+        return Err(SidecarError::Header);
+    }
     if version > FORMAT_VERSION {
         return Err(SidecarError::Newer(version));
     }

@@ -55,7 +55,8 @@ fn the_power_goes_after_each_write_and_each_sync() {
             if matches!(event, Event::MadeDir { path } if is_shelf(path)) || failed.load(Ordering::Relaxed) {
                 continue;
             }
-            for luck in [Luck::Nothing, Luck::Everything, Luck::Some(number as u64 * 7_919 + 1)] {
+            let seed = number as u64 * 7_919 + 1;
+            for luck in [Luck::Nothing, Luck::Everything, Luck::Some(seed), Luck::Stale(seed)] {
                 let (remains, promised) = (medium.crash(luck), promised(&script, number + 1));
                 if looked_at.insert(fingerprint(&remains, &promised)) {
                     cuts.send(cut(&script, &remains, promised, number + 1, luck)).unwrap();

@@ -73,6 +73,9 @@ pub(super) enum Luck {
     Everything,
     /// By a coin, which this seeds.
     Some(u64),
+    /// Names and lengths, and in each sector that a file used for the first time what some other file had there, as a
+    /// coin chooses.
+    Stale(u64),
 }
 
 /// Files, and directories (`None`), by path; a directory comes before what is in it.
@@ -172,7 +175,7 @@ impl Medium {
     /// What a crash now would leave.
     pub(super) fn crash(&self, luck: Luck) -> Remains {
         let mut coin = Coin(match luck {
-            Luck::Some(seed) => seed | 1,
+            Luck::Some(seed) | Luck::Stale(seed) => seed | 1,
             Luck::Nothing | Luck::Everything => 1,
         });
         let mut names = self.durable.clone();
@@ -180,7 +183,7 @@ impl Medium {
         for change in &self.pending {
             let lives = match luck {
                 Luck::Nothing => false,
-                Luck::Everything => true,
+                Luck::Everything | Luck::Stale(_) => true,
                 Luck::Some(_) => !coin.next().is_multiple_of(4),
             };
             if lives && change.dirs().all(|dir| !stopped.contains(&dir)) {
@@ -300,7 +303,9 @@ impl FileState {
             match (luck, change) {
                 (Luck::Nothing, _) => {}
                 (Luck::Everything, change) => change.apply(&mut bytes),
-                (Luck::Some(_), Change::Write(at, new)) => tear(&mut bytes, *at, new, coin, stale),
+                (Luck::Some(_), Change::Write(at, new)) => tear(&mut bytes, *at, new, coin),
+                (Luck::Stale(_), Change::Write(at, new)) => grow_old(&mut bytes, *at, new.len(), coin, stale),
+                (Luck::Stale(_), change) => change.apply(&mut bytes),
                 (Luck::Some(_), change) => {
                     if coin.heads() {
                         change.apply(&mut bytes);
@@ -312,20 +317,28 @@ impl FileState {
     }
 }
 
-/// Each sector of the write makes it or does not; of those that are the file's first use of a sector some that do not
-/// show what was there before.
-fn tear(bytes: &mut Vec<u8>, at: usize, new: &[u8], coin: &mut Coin, stale: &VecDeque<Vec<u8>>) {
+/// Each sector of the write makes it or does not.
+fn tear(bytes: &mut Vec<u8>, at: usize, new: &[u8], coin: &mut Coin) {
     let mut from = 0;
     while from < new.len() {
         let to = (from + SECTOR - (at + from) % SECTOR).min(new.len());
         if coin.heads() {
             Change::Write(at + from, new[from..to].to_vec()).apply(bytes);
-        } else if (at + from).is_multiple_of(SECTOR) && at + from >= bytes.len() && coin.heads() {
-            let number = usize::try_from(coin.next() % stale.len().max(1) as u64).unwrap();
-            let old = stale.get(number).map(Vec::as_slice).unwrap_or_default();
-            Change::Write(at + from, old[..old.len().min(to - from)].to_vec()).apply(bytes);
         }
         from = to;
+    }
+}
+
+/// The file is as long as the write made it. What was no part of it before is as an earlier user of the sector left it.
+fn grow_old(bytes: &mut Vec<u8>, at: usize, len: usize, coin: &mut Coin, stale: &VecDeque<Vec<u8>>) {
+    let end = bytes.len();
+    for start in (at..at + len).filter(|start| start.is_multiple_of(SECTOR) && *start >= end) {
+        let number = usize::try_from(coin.next() % stale.len().max(1) as u64).unwrap();
+        let old = stale.get(number).map(Vec::as_slice).unwrap_or_default();
+        Change::Write(start, old[..old.len().min(at + len - start)].to_vec()).apply(bytes);
+    }
+    if bytes.len() < at + len {
+        bytes.resize(at + len, 0);
     }
 }
 
