@@ -1,4 +1,4 @@
-"""A checkpoint many times as large as the memory passes through: what the node's other programs work on stays in it.
+"""A checkpoint of three times the memory passes through: what the node's other programs work on stays in it.
 
 Only in a release's run: it needs a memory control group, and some minutes.
 """
@@ -17,10 +17,10 @@ from rig.images import MIB
 from rig.processes import run
 from rig.windlass import Daemon
 
-LIMIT_BYTES = 768 * MIB
+LIMIT_BYTES = 512 * MIB
 WORKING_SET_BYTES = 200 * MIB
 SHARD_BYTES = 64 * MIB
-SHARDS = 64
+SHARDS = 24
 
 GROUPS = Path("/sys/fs/cgroup")
 
@@ -59,7 +59,8 @@ if os.environ.get("WINDLASS_RIG_FULL"):
         cluster.objects.upload("models", sizes)
         with memory_group(f"wl-{os.getpid()}") as procs:
             daemon: Daemon = cluster.daemon(machine, cluster.settings(machine, [machine.address]))
-            daemon.start(in_group(procs))
+            daemon.start()
+            procs.write_text(str(daemon.process.pid))
             # Written past the cache, and read three times: pages that are in use.
             run(["dd", "if=/dev/urandom", f"of={working_set}", "bs=1M", f"count={WORKING_SET_BYTES // MIB}", "oflag=direct"])
             for _ in range(3):
