@@ -225,11 +225,11 @@ mod tests {
         let (open, gate) = std::sync::mpsc::sync_channel::<()>(0);
         let done = Arc::new(AtomicU32::new(0));
         let gate = Arc::new(Mutex::new(gate));
-        let (begin, mut begun) = tokio::sync::mpsc::unbounded_channel();
+        let (begin, mut begun) = tokio::sync::mpsc::channel(2);
         for _ in 0..2 {
             let (gate, begin) = (Arc::clone(&gate), begin.clone());
             let job = move || {
-                begin.send(()).unwrap();
+                begin.try_send(()).unwrap();
                 gate.lock().recv().unwrap();
             };
             pool.submit(Lane::Read, job).await.unwrap();

@@ -391,7 +391,7 @@ impl Section {
         let stops = [None].into_iter().chain(stops.into_iter().map(Some));
         let section = |(number, stop): (usize, Option<Stop>)| Self {
             stop,
-            steps: begins[number]..begins.get(number + 2).copied().unwrap_or(steps().len()),
+            steps: begins[number]..begins.get(number + 2).copied().unwrap_or_else(|| steps().len()),
             calls: calls[number] - number.checked_sub(1).map_or(0, |before| calls[before]),
         };
         stops.enumerate().map(section).collect()
