@@ -332,11 +332,11 @@ impl Open {
     /// A chunk turned out bad: what was whole is compared again once the chunk is back.
     pub(super) fn unseal(&self) {
         self.outcome.send_if_modified(|outcome| {
-            let was_sealed = matches!(outcome, Outcome::Sealed);
-            if was_sealed {
-                *outcome = Outcome::Pending;
+            let was_whole = matches!(outcome, Outcome::Sealed | Outcome::Verified(_));
+            if was_whole {
+                *outcome = Outcome::Pending(outcome.failures());
             }
-            was_sealed
+            was_whole
         });
     }
 

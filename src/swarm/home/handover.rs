@@ -30,6 +30,9 @@ use crate::wire::{Ask, MAX_TABLE_ROWS, Message, Redirect, Table, TableRow};
 const ASKED: usize = 3;
 /// The same while members come: a scale-up may put as many newcomers above the previous home.
 const ASKED_IN_FLUX: usize = 32;
+/// Who has not answered is asked again this often: a few times within `recovery_wait_ms`. The transport loses nothing while
+/// a connection lasts, but a full queue and a new connection do.
+const ASK_AGAIN: Duration = Duration::from_millis(300);
 /// Stripes left to others that are remembered as a witness: 2,000 nodes that start on 16 GiB each ask of 32.
 const MAX_PROMISES: usize = 4_096;
 
@@ -53,6 +56,8 @@ pub(super) struct Inquiry {
     until: Time,
     /// Nobody is waited for any longer.
     at_last: Time,
+    /// Who has not answered is asked again then.
+    again: Time,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +77,19 @@ impl Inquiry {
     }
 
     fn next(&self, now: Time) -> Time {
-        if self.until > now { self.until } else { self.at_last }
+        let over = if self.until > now { self.until } else { self.at_last };
+        over.min(self.again)
+    }
+
+    /// A lost question or answer must not be taken for "nobody was home".
+    fn repeat(&mut self, core: &mut Core, key: StripeKey) {
+        if core.now < self.again {
+            return;
+        }
+        self.again = core.now + ASK_AGAIN;
+        for node in self.asked.iter().filter(|(_, asked)| **asked != Asked::Answered).map(|(node, _)| *node) {
+            core.send(node, Message::Ask(Ask { content: key.content, stripe: key.stripe }));
+        }
     }
 }
 
@@ -114,7 +131,8 @@ impl Home {
         core.stats.takeovers += 1;
         let until = core.now + millis(core.config.recovery_wait_ms);
         let at_last = core.now + millis(core.config.mute_wait_ms);
-        let mut inquiry = Inquiry { asked: BTreeMap::new(), stranger: false, until, at_last };
+        let again = core.now + ASK_AGAIN;
+        let mut inquiry = Inquiry { asked: BTreeMap::new(), stranger: false, until, at_last, again };
         for (rank, node) in likely.into_iter().enumerate() {
             // The next in rank was home until this node rose above it.
             let was_home = rank == 0 || passed_over.contains(&node) || core.view.outranks(node, core.me, key);
@@ -126,12 +144,13 @@ impl Home {
 
     pub(super) fn finish_recovery(&mut self, core: &mut Core, key: StripeKey) {
         let Some(known) = self.stripes.get_mut(&key) else { return };
-        let Recovery::Waiting(inquiry) = &known.recovery else { return };
+        let Recovery::Waiting(inquiry) = &mut known.recovery else { return };
         if inquiry.is_over(core.now) {
             known.recovery = Recovery::Done;
             // Answers are paced for those who ask often; who has waited for this one is not made to wait on.
             known.served = Time::default();
         } else {
+            inquiry.repeat(core, key);
             core.timers.set_by(Timer::Stripe(key), inquiry.next(core.now));
         }
     }
