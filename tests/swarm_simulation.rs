@@ -89,14 +89,15 @@ fn nodes_that_join_a_running_burst_find_its_homes() {
 #[test]
 fn a_crash_costs_the_others_only_what_was_in_the_air() {
     for seed in 1..=3 {
-        let mut scenario = Scenario::burst(16, 256);
+        let mut scenario = Scenario::burst(16, 1_024);
         scenario.faults = vec![(3 * SECOND / 20, Fault::Crash(3)), (SECOND / 5, Fault::Crash(7))];
         scenario.seed = seed;
         let bound_s = scenario.bound_s();
         let outcome = run(scenario);
         assert_eq!(outcome.seconds.iter().flatten().count(), 14);
         // Half a second until the connections break.
-        assert!(outcome.last_s <= 1.1 * bound_s + 0.7, "{} s, bound {bound_s} s", outcome.last_s);
+        assert!(outcome.last_s <= 1.02 * bound_s + 0.7, "{} s, bound {bound_s} s", outcome.last_s);
+        // Half a percent for each: what it alone held.
         assert!(outcome.origin_ratio <= 1.01, "origin ratio {}", outcome.origin_ratio);
     }
 }
