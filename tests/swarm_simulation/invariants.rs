@@ -184,11 +184,12 @@ impl World {
         let readers = self.scenario.blobs.len() as u64;
         // Leases start whatever else is in the air, and each content may have one chunk whatever the others do.
         let inflight = config.inflight_bytes + (u64::from(config.origin_flows) + readers) * largest;
-        let mut rows = 0;
+        let (mut rows, mut leases) = (0, 0);
         for (n, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.up) {
             let stats = node.swarm.stats();
             let slots = config.upload_slots * u32::from(self.scenario.capacity[n]) / 10;
             rows = rows.max(stats.home_rows);
+            leases += stats.leases;
             let within = stats.inflight_bytes <= inflight
                 && stats.queued_assignments <= 64 * readers
                 && stats.uploads <= u64::from(slots.max(1))
@@ -198,6 +199,7 @@ impl World {
             }
         }
         self.outcome.peak_rows = self.outcome.peak_rows.max(rows);
+        self.outcome.peak_leases = self.outcome.peak_leases.max(leases);
     }
 
     /// What can only be said at the end.

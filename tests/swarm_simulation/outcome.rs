@@ -31,6 +31,8 @@ pub(crate) struct Outcome {
     pub(crate) peak_messages: u32,
     /// Rows that the fullest home kept.
     pub(crate) peak_rows: u64,
+    /// Most leases at a time over all homes.
+    pub(crate) peak_leases: u64,
     /// Longest time that a waiting node went without a byte, in seconds.
     pub(crate) longest_stall_s: f64,
     /// Share of its content that each pull had without a gap from the start when it had half of it; at best 0.5.
