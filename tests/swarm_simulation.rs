@@ -14,6 +14,10 @@ const SECOND: u64 = 1_000_000;
 const REGRESSIONS: &[u64] = &[
     // A chunk whose only holder had been found broken was never offered again: nothing marks the end of a pause.
     24, 38, 53,
+    // A node that woke from a long stop took all others for lost, and fetched everything alone.
+    23,
+    // Crashes, stops, evictions and lost messages at once: more second fetches, waits or messages than the faults explain.
+    59, 62, 65, 68, 71, 100, 1_000,
 ];
 
 fn run(scenario: Scenario) -> Outcome {
@@ -167,7 +171,7 @@ fn what_broke_an_invariant_once_breaks_none_now() {
 #[test]
 fn no_mix_of_faults_breaks_an_invariant() {
     let seeds = std::env::var("WINDLASS_SIMULATION_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(19);
-    // Seed 23 is open: a pause, four crashes and evictions at once cost more second fetches than the books allow.
+    // Of the first 4,000, 42 are open: most lose messages, or have daemons that start with their pulls.
     for seed in 101..101 + seeds {
         World::new(mixed(seed, Mix::SMALL)).run();
     }

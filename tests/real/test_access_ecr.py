@@ -60,7 +60,7 @@ def token_of_a_pod(ecr: Ecr, daemon: Daemon) -> str:
     headers = {"X-Amz-Target": "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken", "X-Amz-Date": "x",
                "Authorization": SIGNATURE}
     options = [part for name, value in headers.items() for part in ("-H", f"{name}: {value}")]
-    answer = json.loads(daemon.machine.get(f"{ecr.url}/", "-d", "{}", *options))
+    answer = json.loads(daemon.machine.run(["curl", "-sf", "-d", "{}", *options, f"{ecr.url}/"]).stdout)
     token = answer["authorizationData"][0]["authorizationToken"]
     return base64.b64decode(token).decode().removeprefix("AWS:")
 
