@@ -187,9 +187,10 @@ def test_alerts_fire_in_the_faults_they_are_for(watched: Watched, figure: Figure
     # Nobody asks the mirror any more.
     fired["WindlassMirrorNotUsed"] = watched.fires("WindlassMirrorNotUsed")
 
-    second.machine.drop_from([one.machine.address for one in (first, third)])
+    others = [one.machine.address for one in (first, third)]
+    second.machine.lose_the_way_to(others)
     fired["WindlassAlone"] = watched.fires("WindlassAlone")
-    second.machine.drop_nothing()
+    second.machine.find_the_way_to(others)
 
     fired["WindlassDiskFailing"] = watched.fires("WindlassDiskFailing", lambda: corrupt(second))
 
