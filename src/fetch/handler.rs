@@ -6,13 +6,13 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use futures_util::{FutureExt, StreamExt};
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Request, Response, header};
 use http_body::{Body, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use http_body_util::{BodyExt, StreamBody};
 use tokio::sync::mpsc;
 
-use super::{Event, FetchRequest, Fetcher};
+use super::{Event, FetchRequest, Fetcher, posted};
 
 /// Of the request: sources, globs, and for each of some thousand objects a proof of 2 KiB.
 const REQUEST_BYTES_MAX: usize = 8 << 20;
@@ -32,18 +32,9 @@ impl Fetcher {
         B: Body<Data = Bytes> + Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        if request.method() != Method::POST {
-            return refuse(StatusCode::METHOD_NOT_ALLOWED, "POST a JSON request".into());
-        }
-        let body = match Limited::new(request.into_body(), REQUEST_BYTES_MAX).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => {
-                return refuse(StatusCode::BAD_REQUEST, format!("cannot read the request: {error}"));
-            }
-        };
-        match serde_json::from_slice(&body) {
+        match posted(request, REQUEST_BYTES_MAX).await {
             Ok(request) => stream_of(self.events(request)),
-            Err(error) => refuse(StatusCode::BAD_REQUEST, format!("cannot understand the request: {error}")),
+            Err(refusal) => refusal,
         }
     }
 
@@ -67,11 +58,5 @@ fn stream_of(events: impl Stream<Item = Event> + Send + 'static) -> Response<Res
     let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
     let ndjson = header::HeaderValue::from_static("application/x-ndjson");
     response.headers_mut().insert(header::CONTENT_TYPE, ndjson);
-    response
-}
-
-fn refuse(status: StatusCode, message: String) -> Response<ResponseBody> {
-    let mut response = Response::new(Full::from(message + "\n").boxed_unsync());
-    *response.status_mut() = status;
     response
 }

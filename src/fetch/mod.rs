@@ -10,6 +10,7 @@ mod destination;
 mod event;
 mod handler;
 mod plan;
+mod posted;
 mod request;
 mod run;
 mod verify;
@@ -30,6 +31,7 @@ use crate::store::Store;
 
 pub use event::{Event, Shares, Summary, Verified};
 pub use handler::ResponseBody;
+pub use posted::{posted, text};
 pub use request::{FetchRequest, S3Url, SumsError, UrlError, read_sums};
 
 /// Path of the control socket's route, for `POST`.

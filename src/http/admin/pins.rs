@@ -5,13 +5,13 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode, header};
 use http_body::Body;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use serde::{Deserialize, Serialize};
 
 use super::view::Content;
-use crate::fetch::ResponseBody;
+use crate::fetch::{ResponseBody, posted, text};
 use crate::store::{Pin, PinName, Store};
 
 /// Path of the control socket's route.
@@ -68,18 +68,9 @@ where
     B: Body<Data = Bytes> + Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    if request.method() != Method::POST {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "POST a JSON request".to_owned());
-    }
-    let body = match Limited::new(request.into_body(), REQUEST_BYTES_MAX).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) => return text(StatusCode::BAD_REQUEST, format!("cannot read the request: {error}")),
-    };
-    let request: PinRequest = match serde_json::from_slice(&body) {
+    let request: PinRequest = match posted(request, REQUEST_BYTES_MAX).await {
         Ok(request) => request,
-        Err(error) => {
-            return text(StatusCode::BAD_REQUEST, format!("cannot understand the request: {error}"));
-        }
+        Err(refusal) => return refusal,
     };
     match pin(store, &request).await {
         Ok(contents) => json(&contents),
@@ -111,12 +102,6 @@ pub(super) fn json<T: Serialize>(answer: &[T]) -> Response<ResponseBody> {
     let mut response = Response::new(Full::from(body).boxed_unsync());
     let json = header::HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);
-    response
-}
-
-pub(super) fn text(status: StatusCode, message: String) -> Response<ResponseBody> {
-    let mut response = Response::new(Full::from(message + "\n").boxed_unsync());
-    *response.status_mut() = status;
     response
 }
 

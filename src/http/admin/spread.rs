@@ -3,15 +3,14 @@
 //! One question, one answer: who wants to see the end asks again. This file refuses to fetch, and to choose nodes.
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{Request, Response};
 use http_body::Body;
-use http_body_util::{BodyExt, Limited};
 use serde::{Deserialize, Serialize};
 
-use super::pins::{json, text};
+use super::pins::json;
 use crate::cache::{Cache, Reply};
 use crate::content::NodeId;
-use crate::fetch::ResponseBody;
+use crate::fetch::{ResponseBody, posted};
 use crate::store::{PinName, Summary};
 
 /// Path of the control socket's route.
@@ -57,18 +56,9 @@ where
     B: Body<Data = Bytes> + Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    if request.method() != Method::POST {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "POST a JSON request".to_owned());
-    }
-    let body = match Limited::new(request.into_body(), REQUEST_BYTES_MAX).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) => return text(StatusCode::BAD_REQUEST, format!("cannot read the request: {error}")),
-    };
-    let request: SpreadRequest = match serde_json::from_slice(&body) {
+    let request: SpreadRequest = match posted(request, REQUEST_BYTES_MAX).await {
         Ok(request) => request,
-        Err(error) => {
-            return text(StatusCode::BAD_REQUEST, format!("cannot understand the request: {error}"));
-        }
+        Err(refusal) => return refusal,
     };
     let is_named = |summary: &Summary| request.names.iter().any(|name| name.names(&summary.id));
     let nodes: Vec<_> = request.nodes.iter().map(|node| NodeId::from_name(node)).collect();
