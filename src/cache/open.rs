@@ -71,6 +71,13 @@ struct Demands {
     takings: BTreeMap<u64, ChunkSet>,
 }
 
+impl Demands {
+    const fn new_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+}
+
 /// Chunks `from..to` that one reader wants next.
 struct Window {
     from: u32,
@@ -184,34 +191,28 @@ impl Open {
     }
 
     /// Wants every chunk until the token is dropped.
-    pub(super) fn demand_all(self: &Arc<Self>) -> FillToken {
+    pub(super) fn demand_all(self: &Arc<Self>) -> WantToken {
         let span = tracing::info_span!(target: "windlass::trace", "fill", content = %self.id);
-        let mut demands = self.demands.lock();
-        let id = demands.next_id;
-        demands.next_id += 1;
-        demands.fills.insert(id, span);
-        drop(demands);
-        self.shared.mark_dirty(self.key);
-        FillToken { open: Arc::clone(self), id }
+        self.want(|demands, id| drop(demands.fills.insert(id, span)))
     }
 
     /// Wants `chunks`, after all that readers want, until the token is dropped.
-    pub(super) fn demand_chunks(self: &Arc<Self>, chunks: ChunkSet) -> TakeToken {
+    pub(super) fn demand_chunks(self: &Arc<Self>, chunks: ChunkSet) -> WantToken {
+        self.want(|demands, id| drop(demands.takings.insert(id, chunks)))
+    }
+
+    fn want(self: &Arc<Self>, note: impl FnOnce(&mut Demands, u64)) -> WantToken {
         let mut demands = self.demands.lock();
-        let id = demands.next_id;
-        demands.next_id += 1;
-        demands.takings.insert(id, chunks);
+        let id = demands.new_id();
+        note(&mut demands, id);
         drop(demands);
         self.shared.mark_dirty(self.key);
-        TakeToken { open: Arc::clone(self), id }
+        WantToken { open: Arc::clone(self), id }
     }
 
     /// Wants the chunks of `range` next, within `ahead` chunks of its start, until the token is dropped.
     pub(super) fn demand(self: &Arc<Self>, range: ByteRange, ahead: u32) -> ReadToken {
-        let mut demands = self.demands.lock();
-        let id = demands.next_id;
-        demands.next_id += 1;
-        drop(demands);
+        let id = self.demands.lock().new_id();
         let span = tracing::info_span!(
             target: "windlass::trace", "read",
             content = %self.id, from = range.start(), to = range.end(),
@@ -377,28 +378,19 @@ impl Open {
     }
 }
 
-/// Everything is wanted while this lives.
-pub(super) struct FillToken {
+/// Everything, or what a leaving node offered, is wanted while this lives.
+pub(super) struct WantToken {
     open: Arc<Open>,
     id: u64,
 }
 
-impl Drop for FillToken {
+impl Drop for WantToken {
     fn drop(&mut self) {
-        self.open.demands.lock().fills.remove(&self.id);
-        self.open.shared.mark_dirty(self.open.key);
-    }
-}
-
-/// What a leaving node offered is wanted while this lives.
-pub(super) struct TakeToken {
-    open: Arc<Open>,
-    id: u64,
-}
-
-impl Drop for TakeToken {
-    fn drop(&mut self) {
-        self.open.demands.lock().takings.remove(&self.id);
+        let mut demands = self.open.demands.lock();
+        // Ids are given out once, so only one of the two has it.
+        demands.fills.remove(&self.id);
+        demands.takings.remove(&self.id);
+        drop(demands);
         self.open.shared.mark_dirty(self.open.key);
     }
 }
