@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,7 +18,7 @@ use super::Config;
 use super::driver::Command;
 use super::metrics::Metrics;
 use super::open::Open;
-use super::take::Takings;
+use super::take::{JUDGED_MAX, Takings};
 
 /// Owned by the [`Cache`](super::Cache) handles, the driver and every open content.
 pub(super) struct Shared {
@@ -40,6 +40,7 @@ pub(super) struct Shared {
     /// This node leaves: it takes over nothing.
     parting: AtomicBool,
     pub(super) takings: Takings,
+    pub(super) judging: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -67,6 +68,7 @@ impl Shared {
             dirtied: Notify::new(),
             parting: AtomicBool::new(false),
             takings: Takings::default(),
+            judging: Arc::new(Semaphore::new(JUDGED_MAX)),
         }
     }
 

@@ -31,6 +31,9 @@ const IDLE: Duration = Duration::from_secs(15);
 /// What was accepted and is still to come: bytes promised, by content. At most [`TAKES_MAX`].
 pub(super) type Takings = Mutex<BTreeMap<ContentKey, u64>>;
 
+/// Offers looked at by others than the driver at a time: whether the store has a content may cost a read of the disk.
+pub(super) const JUDGED_MAX: usize = 16;
+
 /// Counts while it lives.
 struct Promise {
     shared: Arc<Shared>,
@@ -38,14 +41,14 @@ struct Promise {
 }
 
 impl Promise {
-    /// Nothing when there is no room for `bytes` more.
+    /// Nothing when there is no room for `bytes` more, or the content is promised already.
     fn make(shared: &Arc<Shared>, key: ContentKey, bytes: u64) -> Option<Self> {
         let mut takings = shared.takings.lock();
         let promised: u64 = takings.values().sum();
         let usage = shared.store.usage();
         let has_room =
             usage.stored_bytes.saturating_add(promised).saturating_add(bytes) <= usage.budget_bytes;
-        if !has_room || takings.len() >= TAKES_MAX {
+        if !has_room || takings.len() >= TAKES_MAX || takings.contains_key(&key) {
             return None;
         }
         takings.insert(key, bytes);
@@ -70,26 +73,42 @@ enum Verdict {
     Begin(Promise),
 }
 
-/// Answers an offer, and carries an accepted one out in a task of its own.
+/// Has an offer answered, and an accepted one carried out, by a task of its own. One too many is dropped: it is made
+/// again.
 pub(super) fn answer(shared: &Arc<Shared>, from: NodeId, take: Take) {
-    let key = take.content.key(take.chunk_bytes);
-    let missing = missing(shared, key, &take);
-    let verdict = judge(shared, key, &take, &missing);
-    let accepted = !matches!(verdict, Verdict::Refused);
-    shared.metrics.count_offer(if accepted { "accepted" } else { "refused" });
-    send(shared, from, Parting::Took(Took { content: key, accepted, missing: missing.len() }));
-    let Verdict::Begin(promise) = verdict else { return };
-    tracing::info!(content = %take.content, peer = %from, chunks = missing.len(), "takes what another node offers");
+    let Ok(permit) = Arc::clone(&shared.judging).try_acquire_owned() else {
+        shared.metrics.messages_dropped.inc();
+        return;
+    };
     let cache = Cache { shared: Arc::clone(shared) };
     shared.tasks.spawn(async move {
-        let taken = cache.take(from, &take, &missing);
-        cache.shared.shutdown.run_until_cancelled(taken).await;
-        drop(promise);
+        let begun = judge_and_say(&cache.shared, from, &take).await;
+        drop(permit);
+        if let Some((promise, missing)) = begun {
+            let taken = cache.take(from, &take, &missing);
+            cache.shared.shutdown.run_until_cancelled(taken).await;
+            drop(promise);
+        }
     });
 }
 
-fn missing(shared: &Shared, key: ContentKey, take: &Take) -> ChunkSet {
-    let have = shared.store.get(&key).map(|entry| entry.have()).unwrap_or_default();
+async fn judge_and_say(shared: &Arc<Shared>, from: NodeId, take: &Take) -> Option<(Promise, ChunkSet)> {
+    let key = take.content.key(take.chunk_bytes);
+    let missing = missing(shared, key, take).await;
+    let verdict = judge(shared, key, take, &missing);
+    let accepted = !matches!(verdict, Verdict::Refused);
+    shared.metrics.count_offer(if accepted { "accepted" } else { "refused" });
+    send(shared, from, Parting::Took(Took { content: key, accepted, missing: missing.len() }));
+    let Verdict::Begin(promise) = verdict else { return None };
+    tracing::info!(content = %take.content, peer = %from, chunks = missing.len(), "takes what another node offers");
+    Some((promise, missing))
+}
+
+async fn missing(shared: &Shared, key: ContentKey, take: &Take) -> ChunkSet {
+    let store = shared.store.clone();
+    let have = move || store.get(&key).map(|entry| entry.have()).unwrap_or_default();
+    // What cannot be looked at counts as missing.
+    let have = tokio::task::spawn_blocking(have).await.unwrap_or_default();
     let mut missing = ChunkSet::new();
     for (stripe, chunks) in &take.stripes {
         missing.insert_stripe(*stripe, chunks & !have.stripe(*stripe));
@@ -101,13 +120,19 @@ fn judge(shared: &Arc<Shared>, key: ContentKey, take: &Take, missing: &ChunkSet)
     if take.chunk_bytes != shared.config.chunk_bytes || shared.is_parting() {
         return Verdict::Refused;
     }
-    if missing.is_empty() || shared.takings.lock().contains_key(&key) {
+    let is_promised = || shared.takings.lock().contains_key(&key);
+    if missing.is_empty() || is_promised() {
         return Verdict::Known;
     }
     let promise = Layout::new(take.size, take.chunk_bytes)
         .ok()
         .and_then(|layout| Promise::make(shared, key, missing.bytes(&layout)));
-    promise.map_or(Verdict::Refused, Verdict::Begin)
+    match promise {
+        Some(promise) => Verdict::Begin(promise),
+        // The same offer, looked at side by side.
+        None if is_promised() => Verdict::Known,
+        None => Verdict::Refused,
+    }
 }
 
 impl Cache {
@@ -127,7 +152,8 @@ impl Cache {
 async fn wait(open: &Open, from: NodeId, missing: &ChunkSet) -> bool {
     let mut moved = (Instant::now(), open.taken_in());
     loop {
-        if missing.iter().all(|chunk| open.have().contains(chunk)) {
+        let have = open.have();
+        if missing.iter().all(|chunk| have.contains(chunk)) {
             return true;
         }
         let taken_in = open.taken_in();
