@@ -59,7 +59,7 @@ pub(crate) fn draw(nodes: &[usize]) {
     save("progress.svg", progress());
 }
 
-/// A burst of 32 nodes, of which three die.
+/// A burst of 32 nodes.
 fn progress() -> Plot {
     let mut scenario = Scenario::burst(32, 512);
     scenario.sample = 20_000;

@@ -41,8 +41,9 @@
 //!   within the requester's fair share, lowest chunks first;
 //! - any other chunk: the least loaded source, in the requester's zone if there is one, whole copies before nodes that
 //!   are themselves receiving. Those serve `fanout` others at most, so that a chunk spreads as a tree while it arrives,
-//!   and only while the table shows a holder or lessee at its root. A sole idle holder and seeds send each chunk to
-//!   one node at a time;
+//!   and only while the table shows a holder or lessee at its root. A sole holder and seeds send each chunk to one node
+//!   at a time, an idle holder is the last choice while more want the stripe than hold the chunk, and a requester has at
+//!   most six pulls in a stripe of chunks that nobody holds whole;
 //! - nothing: wait. The empty answer says that the home is alive.
 //!
 //! | message | from, to | says |
@@ -63,7 +64,8 @@
 //! Between zones a chunk travels rarely: a requester whose zone has a source in order waits for it rather than be sent
 //! across the border. With `scope = "zone"` other zones are not in the view at all.
 //!
-//! Readers' chunks come first and in order, then the rarest of the window.
+//! Readers' chunks come first and in order, then the rarest of the window, which is wider the more nodes are interested.
+//! Where a home is asked seldom, a requester asks ahead of its room, and keeps the assignments until there is some.
 //!
 //! **Why two nodes never hold the same claim.** A table has one lease per chunk. Two tables of one stripe arise when
 //! views differ; so a home without a table asks whoever may have one before it grants (`home::handover`), and of two

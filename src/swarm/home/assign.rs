@@ -184,13 +184,13 @@ fn take(stripe: &mut Stripe, id: RowId, bit: u8) {
 
 /// The chosen source, and whole copies to fall back on. Only whole ones: a fallback is not in the table's books,
 /// and only a whole copy can never depend on the requester. And none that is spared: a requester that found its source
-/// not begun would run to it, past everybody (a warm node sent each chunk 1.1 to 1.6 times).
+/// not begun would run to it, past everybody.
 fn candidates(stripe: &Stripe, bit: u8, sources: &[RowId]) -> Vec<Candidate> {
     let candidate = |id: &RowId| {
         let row = stripe.row(*id);
         Candidate { node: row.node, complete: row.have >> bit & 1 == 1 }
     };
-    let free = |id: &&RowId| !is_spared(stripe, bit, **id);
+    let free = |id: &&RowId| !is_unique(stripe, bit, **id);
     let fallbacks = sources[1..].iter().filter(free).map(candidate).filter(|candidate| candidate.complete);
     sources[..1].iter().map(candidate).chain(fallbacks).take(MAX_CANDIDATES).collect()
 }
@@ -265,8 +265,8 @@ fn look(stripe: &Stripe, core: &Core, bit: u8, child: RowId, sources: impl Itera
     look
 }
 
-/// It alone has the chunk, or is a seed.
-fn is_spared(stripe: &Stripe, bit: u8, source: RowId) -> bool {
+/// It alone has the chunk, or is a seed: each chunk should leave it once.
+fn is_unique(stripe: &Stripe, bit: u8, source: RowId) -> bool {
     let row = stripe.row(source);
     let is_seed = row.standing.member.as_ref().is_some_and(|member| member.seed);
     row.have >> bit & 1 == 1 && (is_seed || stripe.chunk(bit).holders == 1)
@@ -277,12 +277,12 @@ fn score(stripe: &Stripe, core: &Core, bit: u8, source: RowId) -> Option<Score> 
     let (chunk, row) = (stripe.chunk(bit), stripe.row(source));
     let member = row.standing.member.as_ref()?;
     let complete = row.have >> bit & 1 == 1;
-    let spared = is_spared(stripe, bit, source);
+    let unique = is_unique(stripe, bit, source);
     let children = chunk.children(source);
     // A node that wants nothing itself and alone has the chunk is where the others start from.
-    let is_origin = member.seed || (spared && !row.is_interested());
+    let is_origin = member.seed || (unique && !row.is_interested());
     let slots = if is_origin { core.config.sole_holder_slots } else { core.config.upload_slots };
-    let most_children = match (spared, complete) {
+    let most_children = match (unique, complete) {
         (true, _) => 1,
         (false, true) => u32::MAX,
         (false, false) => core.config.fanout,
@@ -295,7 +295,7 @@ fn score(stripe: &Stripe, core: &Core, bit: u8, source: RowId) -> Option<Score> 
     let late = !row.standing.prompt;
     // One that wants nothing itself may be all that the others started from: its uplink is for what they lack.
     let spared =
-        spared || (complete && !row.is_interested() && chunk.holders < u32::from(stripe.interested()));
+        unique || (complete && !row.is_interested() && chunk.holders < u32::from(stripe.interested()));
     Some((late, spared, load + if complete { 0 } else { PARTIAL_HANDICAP }))
 }
 
