@@ -154,6 +154,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_notice_is_asked_for_with_a_token() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let is_due = Arc::new(AtomicBool::new(false));
         let service = metadata(Arc::clone(&is_due)).await;
         let notices = Notices::from_config(&config(&service)).expect("an address").expect("to be asked");
