@@ -145,7 +145,7 @@ impl Driver {
                 "this process did not run: it was stopped, or the machine is far too busy"
             );
             let now = self.clock.time();
-            self.swarm.handle_event(now, Event::Slept(slept));
+            self.swarm.handle_event(now, Event::Slept);
         }
         self.clock.time()
     }

@@ -15,6 +15,10 @@ use crate::wire::Message;
 
 /// After a sleep, the time in which the transport finds all its connections ended: its timers fire at once.
 const WAKING: Duration = Duration::from_secs(1);
+/// After a sleep, the time in which the messages are read that waited in the sockets: a few milliseconds for what a
+/// socket holds, more on a machine that is as busy as one that oversleeps may be. All who said something new meanwhile
+/// repeat it soon after.
+const CATCHING_UP: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -77,6 +81,11 @@ impl Core {
     /// of them at once, they would leave it alone with the origin.
     pub(crate) fn is_waking(&self) -> bool {
         self.woke.is_some_and(|woke| self.now.since(woke) < WAKING)
+    }
+
+    /// What is read now was said to the node that this one was before it slept.
+    pub(crate) fn is_catching_up(&self) -> bool {
+        self.woke.is_some_and(|woke| self.now.since(woke) < CATCHING_UP)
     }
 
     /// The peer is passed over for a while.

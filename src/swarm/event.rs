@@ -1,7 +1,5 @@
 //! What goes into the machine and what comes out.
 
-use std::time::Duration;
-
 use crate::content::{Attestation, ChunkDigest, ChunkIndex, ChunkSet, ContentKey, Layout, NodeId};
 use crate::wire::Message;
 
@@ -25,9 +23,9 @@ pub enum Event {
     /// The connection to this peer failed or was refused (not: was closed for being idle). Its leases end and it is
     /// no source until it is heard from again; its open flows still report their own failure.
     PeerLost(NodeId),
-    /// This process did not run for so long: stopped, or starved. Leave that time out of `now`, for nothing could arrive
-    /// in it; what others did meanwhile is another matter.
-    Slept(Duration),
+    /// This process did not run for a second or more: stopped, or starved. Leave that time out of `now`, for nothing could
+    /// arrive in it; what others did meanwhile is another matter.
+    Slept,
     /// A peer's message, `from` being whom the transport authenticated.
     Message { from: NodeId, message: Message },
 

@@ -20,6 +20,7 @@
 //! | membership changed | `Members` |
 //! | a transport message came | decode; `Message` |
 //! | the transport lost a peer | `PeerLost` |
+//! | the process did not run for a second or more | `Slept` |
 //! | a first reader opens a content | `Open`, then `Demand` |
 //! | readers come, go, or move to another chunk | `Demand` (once per chunk passed is plenty) |
 //! | the last reader left | `Close` |

@@ -5,7 +5,6 @@
 //! arrives afterwards; later it is lost, and both sides hear of it.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use windlass::swarm::{Event, FlowFailure};
 
@@ -169,7 +168,7 @@ impl World {
         let slept = self.now - self.nodes[n].paused_at;
         if slept > OVERSLEPT {
             self.nodes[n].slept += slept;
-            self.event(n, Event::Slept(Duration::from_micros(slept)));
+            self.event(n, Event::Slept);
         }
     }
 
@@ -234,11 +233,12 @@ impl World {
         }
     }
 
-    /// The others lose `n`, and what was on its way to it or from it.
+    /// The others lose `n`. What they sent to it waits in its socket, and is the first that it reads should it run on.
     fn sever(&mut self, n: usize) {
         self.nodes[n].severed = true;
+        let process_lives = self.nodes[n].up;
         self.held.retain(|happening| match happening {
-            Happening::Deliver { from, to, .. } => *from != n && *to != n,
+            Happening::Deliver { from, to, .. } => *from != n && (*to != n || process_lives),
             _ => true,
         });
         for at in (0..self.nodes.len()).filter(|at| *at != n) {

@@ -207,7 +207,7 @@ impl Home {
         }
         let Some(known) = self.stripes.get_mut(&key) else { return };
         for row in &table.rows {
-            merge(&mut known.stripe, row, core.now);
+            merge(&mut known.stripe, row, from, core.now);
         }
         if let Recovery::Waiting(inquiry) = &mut known.recovery {
             inquiry.answered(core, key, from, table.home);
@@ -236,16 +236,14 @@ impl Home {
         }
     }
 
-    /// After a silence in which others may have taken over and granted what was granted here, the tables are the past:
-    /// whoever wants something has this node ask for the present, as any new home does.
-    pub(crate) fn on_slept(&mut self, core: &mut Core, slept: Duration) {
-        let kept_for = millis(core.config.want_timeout_ms + core.config.mute_wait_ms);
-        if slept < kept_for {
-            return;
-        }
-        for key in self.keys() {
-            core.timers.cancel(Timer::Stripe(key));
-            self.drop_stripe(key);
+    /// After a silence in which others may have taken over and granted what was granted here, the claims are the past:
+    /// whoever wants something has this node ask for the present, as any new home does. What was held is held still:
+    /// the holders of what nobody asks for will not say it again.
+    pub(crate) fn on_slept(&mut self, core: &mut Core) {
+        for (key, known) in &mut self.stripes {
+            core.timers.cancel(Timer::Stripe(*key));
+            known.stripe = known.stripe.held_only();
+            known.recovery = Recovery::Due;
         }
         self.promises.clear();
     }
@@ -350,10 +348,11 @@ fn keeps(core: &Core, known: &Known, key: StripeKey, asker: NodeId) -> bool {
     !settled || ranks_above
 }
 
-/// Takes in a row from another's table, unless the node has spoken for itself.
-fn merge(stripe: &mut super::Stripe, row: &TableRow, now: Time) {
+/// Takes in a row of the table of `teller`. Whoever has spoken for itself is not spoken for by others; what it says in a
+/// table of its own is news, and it may have spoken before a silence.
+fn merge(stripe: &mut super::Stripe, row: &TableRow, teller: NodeId, now: Time) {
     let spoke = stripe.find(row.node).is_some_and(|id| stripe.row(id).answers > 0);
-    if spoke {
+    if spoke && row.node != teller {
         return;
     }
     let id = stripe.ensure(row.node);

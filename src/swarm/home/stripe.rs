@@ -154,6 +154,19 @@ impl Stripe {
         }
     }
 
+    /// The same table without claims, transfers and wants: who holds what, and what the chunks are.
+    pub(super) fn held_only(&self) -> Self {
+        let mut held = Self::new();
+        for (chunk, before) in held.chunks.iter_mut().zip(&self.chunks) {
+            chunk.digest = before.digest;
+        }
+        for row in self.rows().filter(|row| row.have != 0) {
+            let id = held.ensure(row.node);
+            held.set_have(id, row.have);
+        }
+        held
+    }
+
     /// Chunks that somebody holds whole.
     pub(super) const fn held(&self) -> u64 {
         self.held
