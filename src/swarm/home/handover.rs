@@ -98,6 +98,14 @@ impl Inquiry {
 pub(super) struct Promise {
     to: NodeId,
     at: Time,
+    /// That one said that it is home.
+    claimed: bool,
+}
+
+impl Promise {
+    fn is_kept(&self, core: &Core) -> bool {
+        core.now.since(self.at) < millis(core.config.mute_wait_ms) && core.view.is_reachable(self.to)
+    }
 }
 
 impl Home {
@@ -173,23 +181,39 @@ impl Home {
 
     /// Whom this node leaves a stripe to that it has no table of: the first who asked, while that one may live.
     fn promise(&mut self, core: &Core, key: StripeKey, asker: NodeId) -> NodeId {
-        let memory = millis(core.config.mute_wait_ms);
-        let kept =
-            |promise: &Promise| core.now.since(promise.at) < memory && core.view.is_reachable(promise.to);
         if self.stripes.contains_key(&key) {
             // What it had goes to the asker: whoever comes next is sent there.
             self.promises.remove(&key);
         }
-        if let Some(promise) = self.promises.get(&key).filter(|promise| kept(promise)) {
+        if let Some(promise) = self.promises.get(&key).filter(|promise| promise.is_kept(core)) {
             return promise.to;
         }
+        self.remember_left(core, key, asker, false);
+        asker
+    }
+
+    fn remember_left(&mut self, core: &Core, key: StripeKey, to: NodeId, claimed: bool) {
         if self.promises.len() >= MAX_PROMISES {
-            self.promises.retain(|_, promise| kept(promise));
+            self.promises.retain(|_, promise| promise.is_kept(core));
         }
         if self.promises.len() < MAX_PROMISES {
-            self.promises.insert(key, Promise { to: asker, at: core.now });
+            self.promises.insert(key, Promise { to, at: core.now, claimed });
         }
-        asker
+    }
+
+    /// Who has a stripe that this node would be home of, had it not left it to that one a moment ago: whoever asks for it
+    /// is sent there, without another round of questions.
+    pub(super) fn left_to(&mut self, core: &Core, key: StripeKey, asker: NodeId) -> Option<NodeId> {
+        if self.promises.is_empty() || self.stripes.contains_key(&key) {
+            return None;
+        }
+        let to = self.promises.get(&key).filter(|promise| promise.claimed && promise.is_kept(core))?.to;
+        if to == asker {
+            // It does without what it was left.
+            self.promises.remove(&key);
+            return None;
+        }
+        Some(to)
     }
 
     pub(crate) fn on_table(&mut self, core: &mut Core, from: NodeId, table: &Table) {
@@ -200,6 +224,7 @@ impl Home {
         }
         if table.home == from {
             self.leave_to(core, key, from);
+            self.remember_left(core, key, from, true);
             return;
         }
         if !table.rows.is_empty() {
