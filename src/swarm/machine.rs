@@ -216,7 +216,7 @@ mod tests {
     use super::*;
     use crate::content::{ChunkSet, Layout};
     use crate::swarm::member::{DEFAULT_CAPACITY, Zone};
-    use crate::wire::{Ask, Table, TableRow, Want};
+    use crate::wire::{Ask, Source, Table, TableRow, Want};
 
     const ME: NodeId = NodeId([1; 16]);
     const OTHER: NodeId = NodeId([2; 16]);
@@ -322,5 +322,49 @@ mod tests {
         swarm.handle_event(at(3), Event::Message { from: OTHER, message: Message::Table(table) });
         swarm.handle_timeout(at(700));
         assert_eq!(actions(&mut swarm).1, 0, "all of it is fetched from the other");
+    }
+
+    fn said(swarm: &mut Swarm, now: Time, from: NodeId, message: Message) {
+        swarm.handle_event(now, Event::Message { from, message });
+    }
+
+    #[test]
+    fn what_a_node_holds_that_membership_has_not_told_of_is_waited_for_a_moment() {
+        let (mut swarm, content) = home_of_one_stripe(4);
+        let held = Want { have: 0b1111, ..wants(content, 0) };
+        said(&mut swarm, at(1), NodeId([3; 16]), Message::Want(held));
+        answer(&mut swarm, at(3), content);
+        swarm.handle_timeout(at(900));
+        assert_eq!(actions(&mut swarm).1, 0);
+        swarm.handle_timeout(at(1_100));
+        assert!(actions(&mut swarm).1 > 0, "and not for ever");
+    }
+
+    /// Number of the last answer to a want, and the leases in all of them.
+    fn granted(swarm: &mut Swarm, now: Time, want: Want) -> (u32, u64) {
+        said(swarm, now, OTHER, Message::Want(want));
+        let (mut number, mut leases) = (0, 0);
+        while let Some(action) = swarm.poll_action() {
+            let Action::Send { to: OTHER, message: Message::Answer(answer) } = action else { continue };
+            number = answer.number;
+            let origin = answer.assignments.iter().filter(|given| given.source == Source::Origin);
+            leases |= origin.fold(0, |bits, given| bits | 1 << given.bit);
+        }
+        (number, leases)
+    }
+
+    #[test]
+    fn a_want_that_a_later_one_overtook_ends_no_lease() {
+        let (mut swarm, content) = home_of_one_stripe(64);
+        answer(&mut swarm, at(3), content);
+        let (first, some) = granted(&mut swarm, at(10), Want { grants: 16, ..wants(content, u64::MAX) });
+        let early = Want { grants: 16, leased: some, seen: first, ..wants(content, !some) };
+        let (second, more) = granted(&mut swarm, at(20), early.clone());
+        let leased = some | more;
+        let late = Want { leased, seen: second, ..wants(content, !leased) };
+        granted(&mut swarm, at(30), late);
+        let leases = swarm.stats().leases;
+        granted(&mut swarm, at(31), early);
+        assert!(more != 0 && swarm.stats().leases == leases);
     }
 }

@@ -7,8 +7,8 @@
 use std::time::Duration;
 
 use super::budget::Budget;
-use super::stripe::{RowId, Sent, Standing, Stripe, bits};
-use crate::swarm::core::Core;
+use super::stripe::{Row, RowId, Sent, Standing, Stripe, bits};
+use crate::swarm::core::{Core, millis};
 use crate::swarm::member::{DEFAULT_CAPACITY, Member, Zone};
 use crate::swarm::rng::mix;
 use crate::swarm::time::Time;
@@ -112,7 +112,7 @@ fn lease(
         if row.leased.count_ones() >= limit {
             return ramping;
         }
-        if stripe.chunk(bit).lease.is_some() || has_source(stripe, bit, id) {
+        if stripe.chunk(bit).lease.is_some() || has_source(stripe, core, bit, id) {
             continue;
         }
         take(stripe, id, bit);
@@ -195,9 +195,13 @@ fn candidates(stripe: &Stripe, bit: u8, sources: &[RowId]) -> Vec<Candidate> {
     sources[..1].iter().map(candidate).chain(fallbacks).take(MAX_CANDIDATES).collect()
 }
 
-/// Whether somebody has the chunk, or gets it from one that has, be it busy or late.
-fn has_source(stripe: &Stripe, bit: u8, child: RowId) -> bool {
-    stripe.chunk(bit).sources.iter().any(|source| stripe.is_fed(bit, *source, child))
+/// Whether somebody has the chunk, or gets it from one that has, be it busy or late, or not a member yet: nobody can be
+/// sent to a node that membership has not told of, but it will any moment.
+fn has_source(stripe: &Stripe, core: &Core, bit: u8, child: RowId) -> bool {
+    let patience = millis(core.config.stranger_wait_ms);
+    let is_new = |row: &Row| row.standing.member.is_none() && core.now.since(row.heard) < patience;
+    let serves = |id: RowId| stripe.is_fed(bit, id, child) || (id != child && is_new(stripe.row(id)));
+    stripe.chunk(bit).sources.iter().any(|source| serves(*source))
 }
 
 /// How good a source is, less being better: late with its answers, to be spared, loaded.

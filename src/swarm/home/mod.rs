@@ -90,6 +90,7 @@ impl Home {
             self.make_known(core, key);
             let Some(known) = self.stripes.get_mut(&key) else { continue };
             let row = known.stripe.ensure(from);
+            known.stripe.row_mut(row).heard = core.now;
             known.stripe.set_have(row, *have);
             self.serve_soon(core, key);
         }
@@ -212,6 +213,11 @@ impl Home {
         want.failures.iter().for_each(|failure| blame(stripe, failure, now));
         let id = stripe.ensure(from);
         stripe.row_mut(id).breaks = 0;
+        stripe.row_mut(id).heard = now;
+        if is_overtaken(stripe, id, want) {
+            core.stats.messages_ignored += 1;
+            return;
+        }
         let pending = confirm(stripe, id, want.seen, now);
         reconcile(stripe, id, want, pending, now);
     }
@@ -319,12 +325,19 @@ fn blame(stripe: &mut Stripe, failure: &Failure, now: Time) {
     }
 }
 
+/// Whether a later want was here first: what this one says of the sender's state is the past, and its silence about a
+/// lease that the later one confirmed would end that lease. A requester that starts afresh counts from zero.
+fn is_overtaken(stripe: &Stripe, id: RowId, want: &Want) -> bool {
+    want.seen != 0 && want.seen < stripe.row(id).confirmed
+}
+
 /// Drops the assignments that the node has taken in, or that were lost on the way; returns those still on the way.
 fn confirm(stripe: &mut Stripe, id: RowId, seen: u32, now: Time) -> u64 {
     let row = stripe.row_mut(id);
     // A number ahead of ours is from the time before this table was rebuilt: counting goes on from there, because
     // the node takes a lower one for late and drops it.
     row.answers = row.answers.max(seen);
+    row.confirmed = seen;
     row.sent.retain(|sent| sent.number > seen && now.since(sent.at) < ANSWER_LIFETIME);
     row.sent.iter().fold(0, |bits, sent| bits | 1 << sent.bit)
 }

@@ -50,12 +50,16 @@ pub(super) struct Row {
     /// Number of the last answer.
     pub(super) answers: u32,
     pub(super) sent: Vec<Sent>,
+    /// The last answer that the node said it has taken in.
+    pub(super) confirmed: u32,
     /// Pulls that have this node as their parent.
     pub(super) serving: u32,
     /// Not a source until then: it was busy or broken.
     pub(super) sour_until: Time,
     /// How often it was found broken since it last spoke.
     pub(super) breaks: u32,
+    /// When it last spoke.
+    pub(super) heard: Time,
 }
 
 impl Row {
@@ -250,9 +254,11 @@ impl Stripe {
             grants: 0,
             answers: 0,
             sent: Vec::new(),
+            confirmed: 0,
             serving: 0,
             sour_until: Time::default(),
             breaks: 0,
+            heard: Time::default(),
         };
         let id = if let Some(id) = self.free.pop() {
             self.rows[id as usize] = Some(row);
