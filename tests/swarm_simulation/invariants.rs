@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 
 use windlass::swarm::{Claim, Scope};
+use windlass::wire::Message;
 
 use super::scenario::{Fault, SECOND, Scenario, Views};
 use super::transfers::Flow;
@@ -56,6 +57,8 @@ pub(crate) struct Ledger {
     pub(super) crashes: u32,
     pub(super) partitions: u32,
     pub(super) pauses: u32,
+    /// Chunks in announcements that were lost: said once, because a connection loses nothing while it lasts.
+    unheard: u32,
 }
 
 impl Ledger {
@@ -74,6 +77,13 @@ impl Ledger {
             crashes: 0,
             partitions: 0,
             pauses: 0,
+            unheard: 0,
+        }
+    }
+
+    pub(super) fn message_lost(&mut self, message: &Message) {
+        if let Message::Announce(announce) = message {
+            self.unheard += announce.stripes.iter().map(|(_, have)| have.count_ones()).sum::<u32>();
         }
     }
 
@@ -230,7 +240,7 @@ impl World {
         let per_node = self.scenario.config.origin_flows + chunks / 200;
         let faults = self.ledger.crashes + self.ledger.pauses;
         let parts = self.ledger.partitions * chunks;
-        let disturbed = if self.ledger.disturbed_until == u64::MAX { of(5) } else { 0 };
+        let disturbed = if self.ledger.disturbed_until == u64::MAX { of(5) + self.ledger.unheard } else { 0 };
         let limits = [
             (Cause::OtherZone, (self.scenario.zones as u32 - 1) * chunks),
             (Cause::Converging, of(1)),

@@ -494,6 +494,7 @@ impl World {
             self.outcome.message_bytes += SIZED_EVERY * encode(&message).len() as u64;
         }
         if self.scenario.loss > 0 && self.random.below(10_000) < u64::from(self.scenario.loss) {
+            self.ledger.message_lost(&message);
             return;
         }
         let latency = self.scenario.latency + self.random.below(self.scenario.jitter + 1);
