@@ -240,7 +240,9 @@ impl Status {
     /// Whether `self` needs the home's attention soon, `told` being what it knows; otherwise a difference can wait.
     pub(super) const fn is_news(&self, told: &Self) -> bool {
         let asks_more = self.want & !told.want != 0 || self.urgent & !told.urgent != 0;
-        let takes_more = self.want != 0 && (self.room > told.room || self.grants > told.grants);
+        // While the home has room of this node's left to use, a little more of it changes nothing.
+        let has_room = self.room / 2 > told.room || (told.room == 0 && self.room > 0);
+        let takes_more = self.want != 0 && (has_room || self.grants > told.grants);
         let finished = self.want | self.pulling | self.leased == 0 && self.have != told.have;
         let lost = told.have & !self.have != 0;
         asks_more || takes_more || finished || lost
