@@ -43,8 +43,9 @@
 //! - any other chunk: the least loaded source, in the requester's zone if there is one, whole copies before nodes that
 //!   are themselves receiving. Those serve `fanout` others at most, so that a chunk spreads as a tree while it arrives,
 //!   and only while the table shows a holder or lessee at its root. A sole holder and seeds send each chunk to one node
-//!   at a time, an idle holder is the last choice while more want the stripe than hold the chunk, and a requester has at
-//!   most six pulls in a stripe of chunks that nobody holds whole;
+//!   at a time, an idle holder is the last choice while more want the stripe than hold the chunk, and none beside others
+//!   while it alone has some; a requester has at most four pulls in a stripe of chunks that none of those who take part
+//!   holds whole;
 //! - nothing: wait. The empty answer says that the home is alive.
 //!
 //! | message | from, to | says |

@@ -72,6 +72,8 @@ pub struct Failure {
     pub bit: u8,
     pub node: NodeId,
     pub trouble: Trouble,
+    /// Whom the chunk arrives from now: one of the whole copies that the answer named to fall back on.
+    pub instead: Option<NodeId>,
 }
 
 /// What was wrong with a source.
@@ -355,7 +357,7 @@ mod tests {
 
         #[test]
         fn what_is_encoded_decodes(want: u64, have: u64, room: u8, seen: u32, bit in 0u8..64) {
-            let failures = vec![Failure { bit, node: NodeId([room; 16]), trouble: Trouble::Busy }];
+            let failures = vec![Failure { bit, node: NodeId([room; 16]), trouble: Trouble::Busy, instead: Some(NodeId([7; 16])) }];
             let ended = vec![LeaseEnd::Throttled { bit }];
             let message = Message::Want(Want {
                 content: CONTENT, stripe: StripeIndex(seen % 1_000), want, urgent: want & 3, have,

@@ -17,11 +17,11 @@ use crate::wire::{Assignment, Candidate, MAX_CANDIDATES, Source};
 /// Sources looked at for one assignment. The best of 8 random ones is within a percent of the best of all in the
 /// reference simulation; some of these are excluded.
 const SAMPLED_SOURCES: usize = 24;
-/// Pulls of one requester, in one stripe, of chunks that nobody holds whole. These run at the pace of an origin fetch
-/// and fill a requester's room with flows that stand still, while whole copies of other chunks wait for it: simulated,
-/// some nodes of a burst began with eleven of their sixteen flows idle and never caught up (last of 32 nodes 1.137
-/// times the bound without a limit, 1.035 with this one, 1.041 to 1.052 with two or eight).
-const MAX_FRONTIER_PULLS: u32 = 6;
+/// Pulls of one requester, in one stripe, of chunks at the frontier ([`Stripe::frontier`]). These run at the pace of an
+/// origin fetch, or of a share of the only holder's uplink, and fill a requester's room with flows that trickle, while
+/// whole copies of other chunks wait for it. Simulated with 4 GiB, the last of 32 nodes of a burst takes 1.038 times the
+/// bound (six: 1.045), and the last of 128 after one warm node 1.13 (six: 1.19, without a limit 1.27).
+const MAX_FRONTIER_PULLS: u32 = 4;
 /// Load that makes up for a source that is itself still receiving, in 1/64 pulls: prefer whole copies a little.
 const PARTIAL_HANDICAP: u32 = 32;
 /// Leases that a first comer gets at once, and with each step of time: the first of a burst must not take all
@@ -128,11 +128,12 @@ fn lease(
 /// Says when a source that was passed over for failing is tried again, if that kept a chunk back.
 fn pull(stripe: &mut Stripe, core: &mut Core, id: RowId, assignments: &mut Vec<Assignment>) -> Option<Time> {
     let mut sweet: Option<Time> = None;
-    for bit in pull_order(stripe, core, id) {
+    let frontier = stripe.frontier();
+    for bit in pull_order(stripe, core, frontier, id) {
         if stripe.row(id).room == 0 {
             break;
         }
-        if is_at_the_frontier(stripe, bit, id) {
+        if must_wait(stripe, frontier, bit, id) {
             continue;
         }
         match choose(stripe, core, bit, id) {
@@ -154,23 +155,23 @@ fn pull(stripe: &mut Stripe, core: &mut Core, id: RowId, assignments: &mut Vec<A
     sweet
 }
 
-/// Whether the requester has to leave this chunk until somebody holds it whole.
-fn is_at_the_frontier(stripe: &Stripe, bit: u8, id: RowId) -> bool {
+/// Whether the requester has to leave this chunk until more nodes hold it whole.
+fn must_wait(stripe: &Stripe, frontier: u64, bit: u8, id: RowId) -> bool {
     let row = stripe.row(id);
-    let at_the_frontier = stripe.chunk(bit).holders == 0 && row.urgent >> bit & 1 == 0;
-    at_the_frontier && (row.pulling & !stripe.held()).count_ones() >= MAX_FRONTIER_PULLS
+    let at_the_frontier = (frontier & !row.urgent) >> bit & 1 == 1;
+    at_the_frontier && (row.pulling & frontier).count_ones() >= MAX_FRONTIER_PULLS
 }
 
 /// A reader's chunks in order, then those with the fewest sources, ties at random. Chunks that nobody holds whole come
 /// last: whoever attaches to one is bound to the pace of its origin fetch, and room is scarce.
-fn pull_order(stripe: &Stripe, core: &mut Core, id: RowId) -> Vec<u8> {
+fn pull_order(stripe: &Stripe, core: &mut Core, frontier: u64, id: RowId) -> Vec<u8> {
     let row = stripe.row(id);
     let possible = row.want & !stripe.saturated.for_zone(row.standing.zone);
     let salt = core.rng.next();
     let mut rest: Vec<u8> = bits(possible & !row.urgent).collect();
     rest.sort_by_cached_key(|bit| {
         let chunk = stripe.chunk(*bit);
-        (chunk.holders == 0, chunk.sources.len(), mix(salt ^ u64::from(*bit)))
+        (frontier >> bit & 1 == 1, chunk.sources.len(), mix(salt ^ u64::from(*bit)))
     });
     bits(possible & row.urgent).chain(rest).collect()
 }
@@ -190,7 +191,7 @@ fn candidates(stripe: &Stripe, bit: u8, sources: &[RowId]) -> Vec<Candidate> {
         let row = stripe.row(*id);
         Candidate { node: row.node, complete: row.have >> bit & 1 == 1 }
     };
-    let free = |id: &&RowId| !is_unique(stripe, bit, **id);
+    let free = |id: &&RowId| !is_spared(stripe, bit, **id);
     let fallbacks = sources[1..].iter().filter(free).map(candidate).filter(|candidate| candidate.complete);
     sources[..1].iter().map(candidate).chain(fallbacks).take(MAX_CANDIDATES).collect()
 }
@@ -249,24 +250,33 @@ impl Look {
 }
 
 fn look(stripe: &Stripe, core: &Core, bit: u8, child: RowId, sources: impl Iterator<Item = RowId>) -> Look {
-    let mut look = Look::default();
-    for (looked, source) in sources.enumerate() {
-        if looked >= SAMPLED_SOURCES && look.anyone {
-            break;
-        }
-        if !stripe.is_fed(bit, source, child) {
-            continue;
-        }
+    let (mut look, mut kept_back) = (Look::default(), Vec::new());
+    for source in sources.filter(|source| stripe.is_fed(bit, *source, child)).take(SAMPLED_SOURCES) {
         look.anyone = true;
         let row = stripe.row(source);
         if row.sour_until > core.now {
             look.until = Some(look.until.map_or(row.sour_until, |until| until.min(row.sour_until)));
             continue;
         }
-        look.serves |= row.standing.prompt;
-        look.scored.extend(score(stripe, core, bit, source).map(|score| (score, source)));
+        let scored = score(stripe, core, bit, source).map(|score| (score, source));
+        if is_kept_back(stripe, bit, source) {
+            kept_back.extend(scored);
+        } else {
+            look.serves |= row.standing.prompt;
+            look.scored.extend(scored);
+        }
+    }
+    if !look.serves {
+        look.serves = !kept_back.is_empty();
+        look.scored.append(&mut kept_back);
     }
     look
+}
+
+/// A node that wants nothing and alone has other chunks of the stripe: what it sends twice, the others wait for.
+fn is_kept_back(stripe: &Stripe, bit: u8, source: RowId) -> bool {
+    let row = stripe.row(source);
+    !row.is_interested() && row.have & stripe.sole() != 0 && !is_unique(stripe, bit, source)
 }
 
 /// It alone has the chunk, or is a seed: each chunk should leave it once.
@@ -274,6 +284,15 @@ fn is_unique(stripe: &Stripe, bit: u8, source: RowId) -> bool {
     let row = stripe.row(source);
     let is_seed = row.standing.member.as_ref().is_some_and(|member| member.seed);
     row.have >> bit & 1 == 1 && (is_seed || stripe.chunk(bit).holders == 1)
+}
+
+/// Its uplink is for what the others lack: it alone has the chunk, or it wants nothing itself, so that it may be all that
+/// the others started from.
+fn is_spared(stripe: &Stripe, bit: u8, source: RowId) -> bool {
+    let row = stripe.row(source);
+    let is_idle_holder = row.have >> bit & 1 == 1 && !row.is_interested();
+    let is_rare = stripe.chunk(bit).holders < u32::from(stripe.interested());
+    is_unique(stripe, bit, source) || (is_idle_holder && is_rare)
 }
 
 /// `None` when the source has no capacity for this requester now.
@@ -297,9 +316,7 @@ fn score(stripe: &Stripe, core: &Core, bit: u8, source: RowId) -> Option<Score> 
     }
     let load = row.serving * 64 * u32::from(DEFAULT_CAPACITY) / u32::from(member.capacity.max(1));
     let late = !row.standing.prompt;
-    // One that wants nothing itself may be all that the others started from: its uplink is for what they lack.
-    let spared =
-        unique || (complete && !row.is_interested() && chunk.holders < u32::from(stripe.interested()));
+    let spared = is_spared(stripe, bit, source);
     Some((late, spared, load + if complete { 0 } else { PARTIAL_HANDICAP }))
 }
 

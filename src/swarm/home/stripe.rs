@@ -139,6 +139,8 @@ pub(super) struct Stripe {
     /// Chunks with a lease.
     pub(super) leased: u64,
     held: u64,
+    /// Chunks that exactly one row holds.
+    sole: u64,
 }
 
 impl Stripe {
@@ -155,6 +157,7 @@ impl Stripe {
             saturated: Saturated::default(),
             leased: 0,
             held: 0,
+            sole: 0,
         }
     }
 
@@ -171,9 +174,16 @@ impl Stripe {
         held
     }
 
-    /// Chunks that somebody holds whole.
-    pub(super) const fn held(&self) -> u64 {
-        self.held
+    /// Chunks that exactly one node holds whole.
+    pub(super) const fn sole(&self) -> u64 {
+        self.sole
+    }
+
+    /// Chunks that none of those who take part holds whole: whoever gets one now gets it at the pace at which it comes
+    /// from the origin, or from an idle node that alone has it.
+    pub(super) fn frontier(&self) -> u64 {
+        let idle = self.rows().filter(|row| row.have & self.sole != 0 && !row.is_interested());
+        !self.held | idle.fold(0, |sole, row| sole | (row.have & self.sole))
     }
 
     pub(super) fn chunk(&self, bit: u8) -> &Chunk {
@@ -347,19 +357,23 @@ impl Stripe {
                 self.end_lease(bit);
             }
             self.chunk_mut(bit).holders += 1;
-            self.held |= 1 << bit;
+            self.note_holders(bit);
             self.chunk_mut(bit).steals = 0;
             self.add_source(bit, id);
         }
         self.row_mut(id).have = have;
         for bit in bits(before & !have) {
             self.chunk_mut(bit).holders -= 1;
-            if self.chunk(bit).holders == 0 {
-                self.held &= !(1 << bit);
-            }
+            self.note_holders(bit);
             self.drop_source_unless_active(bit, id);
         }
         self.saturated.clear(have & !before);
+    }
+
+    fn note_holders(&mut self, bit: u8) {
+        let (mask, holders) = (1 << bit, self.chunk(bit).holders);
+        self.held = if holders == 0 { self.held & !mask } else { self.held | mask };
+        self.sole = if holders == 1 { self.sole | mask } else { self.sole & !mask };
     }
 
     /// `child` gets the chunk from `parent`; from an unknown one it is not offered to others, because that might
@@ -372,6 +386,15 @@ impl Stripe {
             self.row_mut(parent).serving += 1;
             self.add_source(bit, child);
             self.saturated.clear(1 << bit);
+        }
+    }
+
+    /// `child` gets the chunk from another source than it was sent to: a whole copy, so that no circle can close.
+    pub(super) fn move_pull(&mut self, bit: u8, child: RowId, source: NodeId) {
+        let Some(parent) = self.find(source).filter(|id| self.row(*id).have >> bit & 1 == 1) else { return };
+        if self.chunk(bit).pulls.contains_key(&child) {
+            self.end_pull(bit, child);
+            self.begin_pull(bit, child, Some(parent));
         }
     }
 
@@ -515,6 +538,7 @@ mod tests {
                 let holders = self.rows().filter(|row| row.have >> bit & 1 == 1).count();
                 assert_eq!(chunk.holders as usize, holders);
                 assert_eq!(self.held >> bit & 1 == 1, holders > 0);
+                assert_eq!(self.sole >> bit & 1 == 1, holders == 1);
                 for parent in chunk.pulls.values().flatten() {
                     *serving.entry(*parent).or_default() += 1;
                 }
@@ -535,7 +559,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_books_balance(ops in proptest::collection::vec((0u8..9, 0u8..6, 0u8..6, 0u8..64), 0..120)) {
+        fn the_books_balance(ops in proptest::collection::vec((0u8..10, 0u8..6, 0u8..6, 0u8..64), 0..120)) {
             let mut stripe = Stripe::new();
             for (op, a, b, bit) in ops {
                 let (a, b) = (NodeId([a; 16]), NodeId([b; 16]));
@@ -555,6 +579,7 @@ mod tests {
                     5 => { stripe.end_lease(bit); }
                     6 => stripe.remove(a),
                     7 => stripe.has_not_begun(bit, a),
+                    8 if a != b => stripe.move_pull(bit, row, b),
                     _ => stripe.lacks(bit, a),
                 }
                 stripe.check();
@@ -574,6 +599,31 @@ mod tests {
         let fed = |source: usize, child: usize| stripe.is_fed(0, rows[source], rows[child]);
         assert!(fed(1, 3));
         assert!(!fed(3, 1));
+    }
+
+    #[test]
+    fn whoever_fell_back_on_a_whole_copy_is_fed_by_it() {
+        let mut stripe = Stripe::new();
+        let rows: Vec<_> = (0..4).map(|n| stripe.ensure(NodeId([n; 16]))).collect();
+        stripe.begin_pull(0, rows[1], Some(rows[0]));
+        stripe.set_have(rows[2], 1);
+        stripe.judge(1, reachable);
+        assert!(!stripe.is_fed(0, rows[1], rows[3]));
+        stripe.move_pull(0, rows[1], NodeId([2; 16]));
+        assert!(stripe.is_fed(0, rows[1], rows[3]));
+        assert_eq!((stripe.row(rows[0]).serving, stripe.row(rows[2]).serving), (0, 1));
+    }
+
+    #[test]
+    fn what_only_an_idle_node_holds_is_at_the_frontier() {
+        let mut stripe = Stripe::new();
+        let (idle, busy) = (stripe.ensure(NodeId([1; 16])), stripe.ensure(NodeId([2; 16])));
+        stripe.set_have(idle, 0b011);
+        stripe.set_have(busy, 0b010);
+        stripe.update(busy, |row| row.want = 0b101);
+        assert_eq!((stripe.sole(), !stripe.frontier()), (0b001, 0b010));
+        stripe.set_have(busy, 0b011);
+        assert_eq!((stripe.sole(), !stripe.frontier()), (0, 0b011));
     }
 
     #[test]

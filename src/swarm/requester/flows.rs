@@ -100,8 +100,8 @@ impl Requester {
         let (key, chunk) = (flow.content, flow.chunk);
         match flow.from {
             From::Peer { source, rest, expect } => {
-                self.complain(key, chunk, source.node, trouble(reason, source.complete));
                 self.start_or_queue_rest(core, key, chunk, rest, expect);
+                self.complain(key, chunk, source.node, trouble(reason, source.complete));
             }
             From::Origin(_) => self.origin_failed(core, key, chunk, reason),
         }
@@ -115,8 +115,8 @@ impl Requester {
         core.stats.failed_flows += 1;
         core.act(Action::Cancel { flow: id });
         if let From::Peer { source, rest, expect } = flow.from {
-            self.complain(flow.content, flow.chunk, source.node, Trouble::Broken);
             self.start_or_queue_rest(core, flow.content, flow.chunk, rest, expect);
+            self.complain(flow.content, flow.chunk, source.node, Trouble::Broken);
         }
     }
 
@@ -276,10 +276,21 @@ impl Requester {
         }
     }
 
+    /// Tells the home of a source that did not serve, and of the one that does instead.
     fn complain(&mut self, key: ContentKey, chunk: ChunkIndex, node: NodeId, trouble: Trouble) {
+        let instead = self.source_of(key, chunk);
         let Some(content) = self.contents.get_mut(&key) else { return };
         let asking = content.asking.entry(chunk.stripe()).or_default();
-        asking.complain(Failure { bit: bit_of(chunk), node, trouble });
+        asking.complain(Failure { bit: bit_of(chunk), node, trouble, instead });
+    }
+
+    /// The peer from whom the chunk arrives now.
+    fn source_of(&self, key: ContentKey, chunk: ChunkIndex) -> Option<NodeId> {
+        let flight = self.contents.get(&key)?.flights.get(&chunk)?;
+        match &self.flows.get(&flight.flow)?.from {
+            From::Peer { source, .. } => Some(source.node),
+            From::Origin(_) => None,
+        }
     }
 
     fn origin_failed(&mut self, core: &Core, key: ContentKey, chunk: ChunkIndex, reason: FlowFailure) {
