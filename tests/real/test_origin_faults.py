@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rig.cluster import Cluster, at_once
 from rig.containerd import Containerd, PullError
-from rig.faulty_origin import FAULTS, MODES
+from rig.containerd2 import FORMS, containerd_of
+from rig.faulty_origin import FAULTS, IMAGE, LAYER_BYTES, MODES, blobs
 from rig.network import Machine
 from rig.processes import run, wait_until
 from rig.windlass import MIRROR, OBJECTS, Daemon
@@ -26,6 +31,11 @@ origin_idle_timeout_ms = 4000
 [object]
 first_byte_timeout_ms = 12000
 """
+
+FULL = bool(os.environ.get("WINDLASS_RIG_FULL"))
+PULLED_BY = list(FORMS) if FULL else ["containerd 1.6", "2.x transfer, ranges"]
+STRUCK = MODES if FULL else ["always"]
+"""How often a real containerd's pull meets its fault. Each of its forms takes most of a minute, for the stalls."""
 
 ELSEWHERE = {"refused": "http://{0}:1", "tls": f"https://{{0}}:{TLS_PORT}"}
 """Faults of the connection itself: each has a daemon whose origin is there."""
@@ -51,7 +61,6 @@ class Bench:
         places = {"": f"http://{self.name}", **{f: p.format(self.address) for f, p in ELSEWHERE.items()}}
         self.machines: dict[str, Machine] = {}
         self.daemons: dict[str, Daemon] = {}
-        self._containerds: dict[str, Containerd] = {}
         for fault, place in places.items():
             self.add(fault, place)
         at_once(*[daemon.start for daemon in self.daemons.values()])
@@ -86,16 +95,46 @@ class Bench:
         argv = [sys.executable, str(RIG / "fault_client.py"), MIRROR, self.name, upstream, OBJECTS, *faults]
         return json.loads(self.machines[place].run(argv).stdout)
 
-    def containerd(self, fault: str) -> Containerd:
-        """The one that pulls what meets `fault`."""
-        place = self.at(fault)
-        if place not in self._containerds:
-            self._containerds[place] = self.cluster.containerd(self.machines[place])
-            self._containerds[place].ask(self.name, MIRROR)
-        return self._containerds[place]
+    @contextmanager
+    def containerds(self, form: str) -> Iterator[dict[str, Containerd]]:
+        """One beside each daemon, by the place that its daemon's origin is at."""
+        started: dict[str, Containerd] = {}
+        try:
+            for place, machine in self.machines.items():
+                directory = self.cluster.directory / f"{machine.name}-{slug(form)}"
+                started[place] = containerd_of(form, machine, directory, self.cluster.logs / slug(form))
+                started[place].ask(self.name, MIRROR)
+            yield started
+        finally:
+            for one in started.values():
+                one.close()
+
+    def upstream_starts(self, repository: str) -> list[int]:
+        """Where each of containerd's own requests to the origin for the faulty content began."""
+        starts = []
+        for record in map(json.loads, self.log.read_text().splitlines()):
+            match = re.fullmatch(IMAGE, record["path"])
+            if not match or match[1] != repository or record["method"] != "GET" or "windlass" in record["agent"]:
+                continue
+            _, kind, _, _, what, reference = match.groups()
+            is_layer = len(blobs(repository).get(reference, b"")) >= LAYER_BYTES
+            if what == "manifests" if kind == "manifest" else is_layer:
+                starts.append(int((re.match(r"bytes=(\d+)-", record["range"]) or [0, 0])[1]))
+        return sorted(starts)
 
     def close(self) -> None:
         self.process.terminate()
+
+
+def slug(form: str) -> str:
+    """A form's name as part of a path and of a repository."""
+    return re.sub(r"[^a-z0-9]+", "-", form)
+
+
+def table(rows: list[list[str]]) -> str:
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = [" | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n" + "\n".join(lines)
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +148,7 @@ def test_what_clients_see(bench: Bench, figure: Callable[[str, object], None]) -
     cells = bench.cells()
     columns = [f"{kind}/{mode}" for kind in ("manifest", "blob", "object") for mode in MODES]
     rows = [[fault, *[cells[f"{column}/{fault}"] for column in columns]] for fault in FAULTS]
-    widths = [max(len(row[index]) for row in [["fault", *columns], *rows]) for index in range(len(columns) + 1)]
-    lines = [" | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in
-             [["fault", *columns], *rows]]  # fmt: skip
-    figure("fault matrix", "\n" + "\n".join(lines))
+    figure("fault matrix", table([["fault", *columns], *rows]))
 
     assert len(cells) == 6 * len(FAULTS)
     assert not [cell for cell, seen in cells.items() if "WRONG" in seen]
@@ -132,26 +168,39 @@ def test_the_metadata_service_is_never_asked(bench: Bench) -> None:
     assert "169.254.169.254" in log and "may not be asked" in log
 
 
-@pytest.mark.parametrize("kind", ["manifest", "blob"])
+def pull(bench: Bench, containerd: Containerd, repository: str) -> str:
+    """Who served the faulty content in the end, or how the pull failed: containerd checks every digest itself."""
+    reference = f"{bench.name}/{repository}:v1"
+    try:
+        containerd.pull(reference)
+    except PullError as error:
+        return f"FAILED: {str(error)[-300:]}"
+    if not containerd.is_unpacked(reference):
+        return "FAILED: not unpacked"
+    match bench.upstream_starts(repository):
+        case []:
+            return "mirror"
+        case [0, *more]:
+            return f"upstream, {1 + len(more)} requests" if more else "upstream"
+        case [start, *_]:
+            return f"mirror, upstream from {start}"
+
+
+@pytest.mark.parametrize("form", PULLED_BY)
 def test_a_real_containerd_pulls_whatever_happens(
-    bench: Bench, kind: str, figure: Callable[[str, object], None]
+    bench: Bench, form: str, figure: Callable[[str, object], None]
 ) -> None:
-    failures: dict[str, str] = {}
-    for fault in FAULTS:
-        bench.containerd(fault)
+    columns = [f"{kind}/{mode}" for kind in ("manifest", "blob") for mode in STRUCK]
+    wanted = [f"{column}/{fault}" for fault in FAULTS for column in columns]
+    with bench.containerds(form) as containerds:
+        # All at the same time: a stall is seconds of waiting.
+        def attempt(cell: str) -> str:
+            place = bench.at(cell.rpartition("/")[2])
+            return pull(bench, containerds[place], f"{slug(form)}/{cell}")
 
-    # Several at a time: a stall is seconds of waiting.
-    def attempt(fault: str) -> None:
-        containerd = bench.containerd(fault)
-        reference = f"{bench.name}/{kind}/always/{fault}:v1"
-        try:
-            containerd.pull(reference)
-            if not containerd.is_unpacked(reference):
-                failures[fault] = "not unpacked"
-        except PullError as error:
-            failures[fault] = str(error)[-200:]
-
-    at_once(*[lambda fault=fault: attempt(fault) for fault in FAULTS])
-    figure(f"containerd 1.6, {kind} always faulty: pulled, failed", (len(FAULTS) - len(failures), failures))
-    assert not failures
-
+        began = time.monotonic()
+        seen = dict(zip(wanted, at_once(*[lambda cell=cell: attempt(cell) for cell in wanted]), strict=True))
+        took = time.monotonic() - began
+    rows = [[fault, *[seen[f"{column}/{fault}"].split(":")[0] for column in columns]] for fault in FAULTS]
+    figure(f"{form}: who served what met a fault, {took:.0f} s", table([["fault", *columns], *rows]))
+    assert not {cell: said for cell, said in seen.items() if said.startswith("FAILED")}

@@ -17,9 +17,8 @@ from rig.processes import run
 
 TOOLS = Path(os.environ.get("WINDLASS_RIG_TOOLS", "target/tools/bin")).absolute()
 
-needed = pytest.mark.skipif(
-    not (TOOLS / "containerd").exists(), reason="containerd 2.x is not built: tests/run builds it where Go is"
-)
+NOT_BUILT = "containerd 2.x is not built: tests/run builds it where Go is"
+needed = pytest.mark.skipif(not (TOOLS / "containerd").exists(), reason=NOT_BUILT)
 
 CONFIG = """
 version = 3
@@ -46,6 +45,9 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
   stream_server_port = "0"
 """
 
+RANGE_BYTES = 1 << 20
+"""Of one parallel range: a layer of the tests is several."""
+
 
 @dataclass(frozen=True)
 class Way:
@@ -62,6 +64,19 @@ class Way:
 
     def __str__(self) -> str:
         return f"{'local' if self.local else 'transfer'}{'-ranges' if self.buffer else ''}"
+
+
+FORMS: dict[str, Way | None] = {
+    "containerd 1.6": None,
+    "2.x transfer": Way(local=False),
+    "2.x local": Way(local=True),
+    "2.x transfer, ranges": Way(local=False, buffer=RANGE_BYTES),
+    "2.x local, ranges": Way(local=True, buffer=RANGE_BYTES),
+}
+"""containerd in all its forms, by name; Debian's has no way to choose."""
+
+PLAIN_FORMS = list(FORMS)[:3]
+"""Those that differ in how they show a credential."""
 
 
 class Containerd2(Containerd):
@@ -87,3 +102,13 @@ class Containerd2(Containerd):
     @staticmethod
     def version() -> str:
         return run([Containerd2.COMMAND, "--version"]).stdout.decode().split()[2]
+
+
+def containerd_of(form: str, machine: Machine, directory: Path, logs: Path) -> Containerd:
+    """A containerd of one of the `FORMS`; skips the test where that is not built."""
+    way = FORMS[form]
+    if way is None:
+        return Containerd(machine, directory, logs)
+    if not (TOOLS / "containerd").exists():
+        pytest.skip(NOT_BUILT)
+    return Containerd2(machine, directory, logs, way)

@@ -2,7 +2,7 @@
 
 `python faulty_origin.py PORT TLS_PORT CERTIFICATE KEY LOG`. What goes wrong is in the name: repository `KIND/MODE/FAULT`
 is an image whose KIND of content (`manifest` or `blob`) meets FAULT, and object `MODE/FAULT` of bucket `faults` likewise.
-MODE `once` is the first such request, `always` each. Who does not call itself windlass is served well: that is what the
+MODE `once` is the first such request, `always` each. One more component before them makes it an image of its own. Who does not call itself windlass is served well: that is what the
 origin would have sent. On TLS_PORT the same with a certificate that nobody trusts.
 
 Contents follow from the name, so that each image and each object has bytes of its own and both sides can compute them.
@@ -25,7 +25,7 @@ import tarfile
 import threading
 import time
 import zlib
-from functools import cache
+from functools import cache, lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 LAYER_BYTES = 3 << 20
@@ -39,11 +39,14 @@ FAULTS = [
     "ignores-range", "wrong-range", "changed-etag", "corrupt", "redirect-loop", "redirect-metadata",
 ]  # fmt: skip
 MODES = ["once", "always"]
+IMAGE = r"/v2/((?:[a-z0-9-]+/)?(manifest|blob)/(once|always)/([a-z0-9-]+))/(manifests|blobs)/(.+)"
+REMEMBERED = 128
+"""Images whose layers are kept in memory, of the hundreds that a full run makes."""
+
 ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
-@cache
 def layer(repository: str) -> bytes:
     """A tar of one file."""
     data = random.Random(f"layer {repository}").randbytes(LAYER_BYTES)
@@ -59,7 +62,7 @@ def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-@cache
+@lru_cache(REMEMBERED)
 def blobs(repository: str) -> dict[str, bytes]:
     """Digest to bytes of the layer and the config."""
     made = layer(repository)
@@ -101,10 +104,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
         with self.lock:
-            agent = self.headers.get("User-Agent", "")
-            self.log.write(json.dumps({"method": self.command, "path": path, "agent": agent}) + "\n")
+            agent, asked = self.headers.get("User-Agent", ""), self.headers.get("Range", "")
+            self.log.write(json.dumps({"method": self.command, "path": path, "agent": agent, "range": asked}) + "\n")
         try:
-            if match := re.fullmatch(r"/v2/(manifest|blob)/(once|always)/([a-z0-9-]+)/(manifests|blobs)/(.+)", path):
+            if match := re.fullmatch(IMAGE, path):
                 return self.registry(*match.groups())
             if match := re.fullmatch(r"/faults/(once|always)/([a-z0-9-]+)", path):
                 return self.object(*match.groups())
@@ -112,8 +115,7 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    def registry(self, kind: str, mode: str, fault: str, what: str, reference: str) -> None:
-        repository = f"{kind}/{mode}/{fault}"
+    def registry(self, repository: str, kind: str, mode: str, fault: str, what: str, reference: str) -> None:
         if what == "manifests":
             data, content_type = manifest(repository), MANIFEST
         else:
