@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rig.cluster import Cluster
 from rig.containerd import Containerd, PullError
-from rig.containerd2 import TOOLS, Containerd2, Way
+from rig.containerd2 import PLAIN_FORMS, containerd_of
 from rig.images import Image, ImageBuilder, Layer
 from rig.processes import wait_until
 from rig.windlass import MIRROR, Daemon
@@ -23,7 +23,6 @@ SERVER = Path(__file__).parent / "rig" / "token_registry.py"
 REPOSITORY = "team/app"
 ANN, BOB, NODE = ("ann", "anns-own-secret"), ("bob", "bobs-own-secret"), ("node", "nodes-own-secret")
 USERS = {":".join(ANN): [REPOSITORY], ":".join(BOB): ["team/other"], ":".join(NODE): [REPOSITORY, "team/other"]}
-WAYS = {"containerd 1.6": None, "2.x, transfer": Way(local=False), "2.x, local": Way(local=True)}
 
 CALLER_MODE = """
 [access]
@@ -63,18 +62,12 @@ def daemon(cluster: Cluster, registry: str) -> Daemon:
     return cluster.daemon(machine, replace(settings, registry=registry, registry_extra=keys, extra=CALLER_MODE)).start()
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(scope="module", params=PLAIN_FORMS)
 def containerd(
     cluster: Cluster, registry: str, daemon: Daemon, request: pytest.FixtureRequest
 ) -> Iterator[Containerd]:
-    way = WAYS[request.param]
-    directory = cluster.directory / f"containerd-{list(WAYS).index(request.param)}"
-    if way is None:
-        started = Containerd(daemon.machine, directory, cluster.logs)
-    elif (TOOLS / "containerd").exists():
-        started = Containerd2(daemon.machine, directory, cluster.logs, way)
-    else:
-        pytest.skip("containerd 2.x is not built: tests/run builds it where Go is")
+    directory = cluster.directory / f"containerd-{request.param_index}"
+    started = containerd_of(request.param, daemon.machine, directory, cluster.logs)
     started.ask(registry, MIRROR)
     yield started
     started.close()

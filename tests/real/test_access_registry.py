@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from rig.cluster import Cluster
 from rig.containerd import Containerd, PullError
+from rig.containerd2 import PLAIN_FORMS, containerd_of
 from rig.images import NATIVE, Image, ImageBuilder, Layer, push
 from rig.registry import Registry
 from rig.windlass import MIRROR, Daemon
@@ -63,11 +64,15 @@ def daemon(cluster: Cluster, registry: Registry) -> Daemon:
     return cluster.daemon(machine, settings).start()
 
 
-@pytest.fixture(scope="module")
-def containerd(cluster: Cluster, registry: Registry, daemon: Daemon) -> Containerd:
-    started = cluster.containerd(daemon.machine)
+@pytest.fixture(scope="module", params=PLAIN_FORMS)
+def containerd(
+    cluster: Cluster, registry: Registry, daemon: Daemon, request: pytest.FixtureRequest
+) -> Iterator[Containerd]:
+    directory = cluster.directory / f"containerd-{request.param_index}"
+    started = containerd_of(request.param, daemon.machine, directory, cluster.logs)
     started.ask(registry.host, MIRROR)
-    return started
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ a layer in one request or in parallel ranges.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -33,10 +33,12 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
 [plugins."io.containerd.cri.v1.images"]
   use_local_image_pull = {local}
   concurrent_layer_fetch_buffer = {buffer}
+  max_concurrent_downloads = {downloads}
   [plugins."io.containerd.cri.v1.images".registry]
     config_path = "{config_path}"
 [plugins."io.containerd.transfer.v1.local"]
   concurrent_layer_fetch_buffer = {buffer}
+  max_concurrent_downloads = {downloads}
 [plugins."io.containerd.cri.v1.runtime".cni]
   bin_dirs = ["{root}/cni-bin"]
   conf_dir = "{root}/cni-conf"
@@ -61,6 +63,9 @@ class Way:
 
     extra_certs: str = ""
     """More directories of a colon-separated `config_path`, as EKS writes it."""
+
+    downloads: int = 3
+    """At a time: of one image where it pulls itself, of all images where the transfer service does."""
 
     def __str__(self) -> str:
         return f"{'local' if self.local else 'transfer'}{'-ranges' if self.buffer else ''}"
@@ -96,6 +101,7 @@ class Containerd2(Containerd):
             socket=self._socket,
             local=str(self._way.local).lower(),
             buffer=self._way.buffer,
+            downloads=self._way.downloads,
             config_path=str(self.certs) + self._way.extra_certs,
         )
 
@@ -104,11 +110,11 @@ class Containerd2(Containerd):
         return run([Containerd2.COMMAND, "--version"]).stdout.decode().split()[2]
 
 
-def containerd_of(form: str, machine: Machine, directory: Path, logs: Path) -> Containerd:
-    """A containerd of one of the `FORMS`; skips the test where that is not built."""
+def containerd_of(form: str, machine: Machine, directory: Path, logs: Path, **more: int) -> Containerd:
+    """A containerd of one of the `FORMS`, `more` of its way changed; skips the test where that is not built."""
     way = FORMS[form]
     if way is None:
         return Containerd(machine, directory, logs)
     if not (TOOLS / "containerd").exists():
         pytest.skip(NOT_BUILT)
-    return Containerd2(machine, directory, logs, way)
+    return Containerd2(machine, directory, logs, replace(way, **more))
