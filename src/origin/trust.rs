@@ -23,6 +23,18 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
     if roots.is_empty() { Err("it holds no certificate".to_owned()) } else { Ok(pem) }
 }
 
+/// A failure's reason with what to do about it, where it is that nobody vouches for the server; `key` holds the file that
+/// [`read`] takes.
+pub(super) fn with_cure(reason: String, key: &str) -> String {
+    // As rustls begins; a type to look for is lost on the way through the clients.
+    if !reason.contains("invalid peer certificate") {
+        return reason;
+    }
+    format!(
+        "{reason}; if a private authority vouches for this server, name the file of its certificate in `{key}`"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

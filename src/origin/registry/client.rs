@@ -150,7 +150,10 @@ impl Client {
         }
         match tokio::time::timeout(self.first_byte_timeout, request.send()).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(self.failed(format!("{}: {}", host(url), cause(error)))),
+            Ok(Err(error)) => {
+                let reason = trust::with_cure(cause(error), "registry.origins.ca_file");
+                Err(self.failed(format!("{}: {reason}", host(url))))
+            }
             Err(_) => {
                 let waited = self.first_byte_timeout.as_millis();
                 Err(self.failed(format!("{} did not answer within {waited} ms", host(url))))

@@ -278,6 +278,7 @@ async fn a_private_authority_is_trusted_where_it_is_named_and_nowhere_else() {
     assert_eq!(read_all(&blob(&trusting)).await.unwrap(), bytes());
     let error = read_all(&blob(&registry(config(None)))).await.unwrap_err();
     assert!(error.is_transient() && error.to_string().contains("certificate"), "{error}");
+    assert!(error.to_string().contains("`registry.origins.ca_file`"), "{error}");
 }
 
 #[tokio::test]

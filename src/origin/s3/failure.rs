@@ -9,7 +9,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use super::LABEL;
 use crate::origin::aws::{chain_of, without_credentials};
-use crate::origin::{OriginError, care};
+use crate::origin::{OriginError, care, trust};
 
 /// Turns an SDK error about `what` into ours.
 pub(super) fn classify<E>(error: &SdkError<E, HttpResponse>, what: &str) -> OriginError
@@ -26,7 +26,7 @@ where
             _ => OriginError::Denied { origin: LABEL.into(), what: what.into(), reason },
         };
     }
-    let reason = chain_of(error);
+    let reason = trust::with_cure(chain_of(error), "s3.ca_file");
     match error {
         SdkError::ConstructionFailure(_) => OriginError::Ours(format!("cannot ask S3 for {what}: {reason}")),
         _ => failed(format!("{what}: {reason}")),

@@ -1,6 +1,6 @@
 """A program: moto's S3 behind a layer that writes one JSON line for each request, with the bytes its body sent.
 
-Run inside a machine's namespace: `python counting_s3.py PORT LOG`. moto does not check signatures, so permission is
+Run inside a machine's namespace: `python counting_s3.py PORT LOG [CERTIFICATE KEY]`, the last two for TLS. moto does not check signatures, so permission is
 played by name: every request for a bucket named `forbidden`, and every presigned one whose access key is listed in the
 file LOG.refused, is answered as S3 answers a caller without rights.
 """
@@ -85,9 +85,9 @@ class KeepAlive(WSGIRequestHandler):
 
 
 def main() -> None:
-    port, log_path = int(sys.argv[1]), sys.argv[2]
+    port, log_path, tls = int(sys.argv[1]), sys.argv[2], tuple(sys.argv[3:]) or None
     application = CountingS3(DomainDispatcherApplication(create_backend_app), log_path)
-    run_simple("0.0.0.0", port, application, threaded=True, request_handler=KeepAlive)
+    run_simple("0.0.0.0", port, application, threaded=True, request_handler=KeepAlive, ssl_context=tls)
 
 
 if __name__ == "__main__":
