@@ -62,6 +62,11 @@ impl Headers<'_> {
     }
 
     /// `first` is in hand; `rest` follows, and an error in it cuts the connection.
+    ///
+    /// A range to the content's end goes out without its length. containerd 2.1 and newer, where it reads a layer in
+    /// parallel ranges, asks for the first of them (`bytes=N-`) to learn the length, and the others of the same host: one
+    /// that is refused or cut then fails the pull, and no other host is asked. Without a length it reads one body, and
+    /// goes to its next host wherever that ends.
     pub(super) fn with_stream(
         &self,
         status: StatusCode,
@@ -74,7 +79,11 @@ impl Headers<'_> {
             tracing::warn!(%digest, %error, "a body is cut short: containerd resumes where it ends");
         });
         let frames = stream::once(async { Ok(first) }).chain(rest).map_ok(Frame::data);
-        self.response(status, range, StreamBody::new(frames).boxed_unsync())
+        let mut response = self.response(status, range, StreamBody::new(frames).boxed_unsync());
+        if status == StatusCode::PARTIAL_CONTENT && range.end() == self.descriptor.size {
+            response.headers_mut().remove(CONTENT_LENGTH);
+        }
+        response
     }
 
     fn response(&self, status: StatusCode, range: ByteRange, body: MirrorBody) -> Response<MirrorBody> {

@@ -231,6 +231,10 @@ async fn ranges_of_blobs_and_manifests() {
             assert_eq!((got.status, got.body.as_ref()), (status, Ok(&bytes.slice(start..end))), "{range}");
             let expected = format!("bytes {start}-{}/{size}", end - 1);
             assert_eq!(got.header("content-range"), if status == 206 { &*expected } else { "" });
+            // A length would have containerd read the rest of a blob in parallel, from here or not at all.
+            let is_open = target.contains("/blobs/") && status == 206 && end == size;
+            let length = (end - start).to_string();
+            assert_eq!(got.header("content-length"), if is_open { "" } else { &*length }, "{range}");
         }
         let got = ask(&mirror, "GET", &target, &[("range", "bytes=9999999-")]).await;
         assert_eq!((got.status, got.header("content-range")), (416, &*format!("bytes */{size}")));
