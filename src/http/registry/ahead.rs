@@ -44,9 +44,9 @@ impl Shared {
         }
     }
 
-    /// Starts one content unless it is here, or empty. Failing costs only the head start.
+    /// Starts one content unless it is here, empty, or would be refused. Failing costs only the head start.
     async fn start(&self, part: Descriptor, source: Arc<dyn Source>) {
-        if part.size == 0 || self.sealed_size(&part.digest).is_some() {
+        if part.size == 0 || self.sealed_size(&part.digest).is_some() || self.doubted.holds(&part.digest) {
             return;
         }
         match self.cache.open(ContentId::Blob(part.digest), part.size, source).await {

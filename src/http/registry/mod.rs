@@ -10,6 +10,7 @@
 
 mod ahead;
 mod callers;
+mod doubted;
 mod known;
 mod refusal;
 mod response;
@@ -38,6 +39,7 @@ use crate::origin::registry::{AGENT, Registry, RegistryConfig, RegistryOrigin};
 pub use callers::Callers;
 pub use response::MirrorBody;
 
+use doubted::Doubted;
 use known::Known;
 use refusal::Refusal;
 use response::{BLOB, Headers, wanted};
@@ -101,6 +103,7 @@ struct Shared {
     callers: Arc<Callers>,
     tags: Tags,
     known: Known,
+    doubted: Arc<Doubted>,
     platform: Platform,
     first_byte_deadline: Duration,
     prefetch_layers: usize,
@@ -131,6 +134,7 @@ impl Mirror {
             callers,
             tags,
             known: Known::default(),
+            doubted: Arc::default(),
             platform: Platform::of_this_build(),
             first_byte_deadline: Duration::from_millis(config.first_byte_deadline_ms),
             prefetch_layers: config.prefetch_layers,
@@ -293,12 +297,21 @@ impl Shared {
                 Err(Refusal::Empty)
             };
         }
+        if self.doubted.holds(digest) && self.sealed_size(digest).is_none() {
+            return Err(Refusal::Doubted);
+        }
         let source = registry.blob(name.clone(), digest.clone(), size);
         let content = self.cache.open(ContentId::Blob(digest.clone()), size, Arc::new(source)).await?;
         let mut reader = self.served.metered(Face::Registry, content.read(range));
-        let first = self.first_piece(&content, &mut reader, asked.at).await?;
+        let first = self.first_piece(&content, &mut reader, asked.at).await.inspect_err(|refusal| {
+            if let Refusal::Read(error) = refusal {
+                self.doubted.note(digest, error);
+            }
+        })?;
         self.served.first_byte(Face::Registry, asked.at.elapsed());
-        Ok(headers.with_stream(status, range, first, reader))
+        let (doubted, digest) = (Arc::clone(&self.doubted), digest.clone());
+        let rest = reader.inspect_err(move |error| doubted.note(&digest, error));
+        Ok(headers.with_stream(status, range, first, rest))
     }
 
     /// A blob's size: verified, else from its manifest, else as the registry says, else as the cache has it: of what is not

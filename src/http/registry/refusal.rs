@@ -25,6 +25,10 @@ pub(super) enum Refusal {
     ManifestTooLong { size: u64 },
     #[error("it is said to be empty, and its digest is not that of no bytes")]
     Empty,
+    #[error(
+        "what the registry last sent this node for it was something else: see the log, and what is between the two"
+    )]
+    Doubted,
     #[error("nothing arrived within {} ms", waited.as_millis())]
     TooSlow { waited: Duration },
     #[error("{registry} does not show this to everybody: bring a credential for it")]
@@ -62,6 +66,7 @@ impl Refusal {
             Self::Loop => (StatusCode::BAD_REQUEST, ErrorCode::Unsupported),
             Self::ManifestTooLong { .. }
             | Self::Empty
+            | Self::Doubted
             | Self::TooSlow { .. }
             | Self::Origin(_)
             | Self::Open(_)

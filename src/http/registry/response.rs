@@ -1,7 +1,7 @@
 //! The responses of a pull: their headers and bodies.
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use http::header::{
     ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, IF_RANGE, RANGE,
     WWW_AUTHENTICATE,
@@ -13,7 +13,6 @@ use http_body_util::{BodyExt, Full, StreamBody};
 
 use crate::cache::ReadError;
 use crate::content::{ByteRange, RangeError, RangeHeader};
-use crate::http::served::Metered;
 use crate::oci::Descriptor;
 
 /// A body that is in memory or comes from the cache.
@@ -72,7 +71,7 @@ impl Headers<'_> {
         status: StatusCode,
         range: ByteRange,
         first: Bytes,
-        rest: Metered,
+        rest: impl Stream<Item = Result<Bytes, ReadError>> + Send + 'static,
     ) -> Response<MirrorBody> {
         let digest = self.descriptor.digest.clone();
         let rest = rest.inspect_err(move |error| {

@@ -402,6 +402,29 @@ async fn a_mirror_that_is_its_own_origin_says_so() {
 }
 
 #[tokio::test]
+async fn what_was_wrong_from_the_registry_itself_is_not_sent_again() {
+    let image = Image::new(12);
+    let layer = image.layer();
+    let mut wrong = layer.to_vec();
+    wrong[0] ^= 1;
+    let (target, wrong, theirs) = (blob_target(&layer), Bytes::from(wrong), image.clone());
+    let layers = digest_of(&layer).to_string();
+    let stub = Stub::start(move |seen| match seen.target.contains(&layers) {
+        true => Reply::ranged(seen, &wrong),
+        false => theirs.answer(seen),
+    })
+    .await;
+    let mirror = mirror(plain(), &stub);
+    let first = get(&mirror, &target).await;
+    assert_eq!((first.status, first.body), (200, Err(())), "cut before its end");
+    let asked = stub.seen().len();
+    let second = get(&mirror, &target).await;
+    assert_eq!(second.status, 404);
+    assert!(second.text().contains("something else"), "{}", second.text());
+    assert_eq!(stub.seen().len(), asked, "and not asked for again");
+}
+
+#[tokio::test]
 async fn a_body_that_cannot_go_on_ends_with_fin() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let image = Image::new(10);
