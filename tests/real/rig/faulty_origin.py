@@ -2,7 +2,7 @@
 
 `python faulty_origin.py PORT TLS_PORT CERTIFICATE KEY LOG`. What goes wrong is in the name: repository `KIND/MODE/FAULT`
 is an image whose KIND of content (`manifest` or `blob`) meets FAULT, and object `MODE/FAULT` of bucket `faults` likewise.
-MODE `once` is the first such request, `always` each. One more component before them makes it an image of its own. Who does not call itself windlass is served well: that is what the
+MODE `once` is the first such request, `always` each, `later` each that does not begin at the first byte. One more component before them makes it an image of its own. Who does not call itself windlass is served well: that is what the
 origin would have sent. On TLS_PORT the same with a certificate that nobody trusts.
 
 Contents follow from the name, so that each image and each object has bytes of its own and both sides can compute them.
@@ -39,7 +39,10 @@ FAULTS = [
     "ignores-range", "wrong-range", "changed-etag", "corrupt", "redirect-loop", "redirect-metadata",
 ]  # fmt: skip
 MODES = ["once", "always"]
-IMAGE = r"/v2/((?:[a-z0-9-]+/)?(manifest|blob)/(once|always)/([a-z0-9-]+))/(manifests|blobs)/(.+)"
+LATER = "later"
+"""The mode of blobs whose first chunk is well: what is wrong shows when a client has read a part."""
+
+IMAGE = r"/v2/((?:[a-z0-9-]+/)?(manifest|blob)/(once|always|later)/([a-z0-9-]+))/(manifests|blobs)/(.+)"
 REMEMBERED = 128
 """Images whose layers are kept in memory, of the hundreds that a full run makes."""
 
@@ -145,6 +148,8 @@ class Handler(BaseHTTPRequestHandler):
             return False
         with self.lock:
             self.met[name] = self.met.get(name, 0) + 1
+            if mode == LATER:
+                return not self.headers.get("Range", "bytes=0-").startswith("bytes=0-")
             return mode == "always" or self.met[name] == 1
 
     def serve(self, data: bytes, kind: str, headers: dict[str, str], fault: str | bool, is_s3: bool = False) -> None:
