@@ -1,8 +1,8 @@
 """A program: moto's S3 behind a layer that writes one JSON line for each request, with the bytes its body sent.
 
-Run inside a machine's namespace: `python counting_s3.py PORT LOG [CERTIFICATE KEY]`, the last two for TLS. moto does not check signatures, so permission is
-played by name: every request for a bucket named `forbidden`, and every presigned one whose access key is listed in the
-file LOG.refused, is answered as S3 answers a caller without rights.
+Run inside a machine's namespace: `python counting_s3.py PORT LOG [CERTIFICATE KEY]`, the last two for TLS. moto does not
+check signatures, so permission is played by name: every request for a bucket named `forbidden`, and every presigned one
+whose access key is listed in the file LOG.refused, is answered as S3 answers a caller without rights.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 `python faulty_origin.py PORT TLS_PORT CERTIFICATE KEY LOG`. What goes wrong is in the name: repository `KIND/MODE/FAULT`
 is an image whose KIND of content (`manifest` or `blob`) meets FAULT, and object `MODE/FAULT` of bucket `faults` likewise.
-MODE `once` is the first such request, `always` each, `later` each that does not begin at the first byte. One more component before them makes it an image of its own. Who does not call itself windlass is served well: that is what the
+MODE `once` is the first such request, `always` each, `later` each that does not begin at the first byte. One more
+component before them makes it an image of its own. Who does not call itself windlass is served well: that is what the
 origin would have sent. On TLS_PORT the same with a certificate that nobody trusts.
 
 Contents follow from the name, so that each image and each object has bytes of its own and both sides can compute them.
