@@ -203,9 +203,17 @@ impl Home {
 
     /// Who has a stripe that this node would be home of, had it not left it to that one a moment ago: whoever asks for it
     /// is sent there, without another round of questions.
-    pub(super) fn left_to(&self, core: &Core, key: StripeKey) -> Option<NodeId> {
-        let promise = self.promises.get(&key).filter(|promise| promise.claimed && promise.is_kept(core))?;
-        (!self.stripes.contains_key(&key)).then_some(promise.to)
+    pub(super) fn left_to(&mut self, core: &Core, key: StripeKey, asker: NodeId) -> Option<NodeId> {
+        if self.promises.is_empty() || self.stripes.contains_key(&key) {
+            return None;
+        }
+        let to = self.promises.get(&key).filter(|promise| promise.claimed && promise.is_kept(core))?.to;
+        if to == asker {
+            // It may have lost what it was left: sent back to itself it would go round in a circle.
+            self.promises.remove(&key);
+            return None;
+        }
+        Some(to)
     }
 
     pub(crate) fn on_table(&mut self, core: &mut Core, from: NodeId, table: &Table) {

@@ -60,7 +60,7 @@ impl Home {
     pub(crate) fn on_want(&mut self, core: &mut Core, from: NodeId, want: Want) {
         let key = StripeKey { content: want.content, stripe: want.stripe };
         let home = self.answering_home(core, key, &want.suspects);
-        let home = if home == core.me { self.left_to(core, key).unwrap_or(home) } else { home };
+        let home = if home == core.me { self.left_to(core, key, from).unwrap_or(home) } else { home };
         if home != core.me {
             core.stats.redirects += 1;
             core.send(from, Message::Redirect(Redirect { content: key.content, stripe: key.stripe, home }));
