@@ -272,6 +272,7 @@ mod tests {
             room: 64,
             grants: 0,
             seen: 0,
+            number: 0,
             suspects: Vec::new(),
             failures: Vec::new(),
             ended: Vec::new(),
@@ -358,10 +359,10 @@ mod tests {
         let (mut swarm, content) = home_of_one_stripe(64);
         answer(&mut swarm, at(3), content);
         let (first, some) = granted(&mut swarm, at(10), Want { grants: 16, ..wants(content, u64::MAX) });
-        let early = Want { grants: 16, leased: some, seen: first, ..wants(content, !some) };
+        let early = Want { grants: 16, leased: some, seen: first, number: 1, ..wants(content, !some) };
         let (second, more) = granted(&mut swarm, at(20), early.clone());
         let leased = some | more;
-        let late = Want { leased, seen: second, ..wants(content, !leased) };
+        let late = Want { leased, seen: second, number: 2, ..wants(content, !leased) };
         granted(&mut swarm, at(30), late);
         let leases = swarm.stats().leases;
         granted(&mut swarm, at(31), early);

@@ -58,6 +58,8 @@ pub struct Want {
     pub grants: u8,
     /// Number of the last [`Answer`] taken in from this home.
     pub seen: u32,
+    /// Counts the wants of this stripe to this home, from 0: of two that arrive in another order the earlier is void.
+    pub number: u32,
     /// Nodes that the sender cannot reach, best rank first.
     pub suspects: Vec<NodeId>,
     /// Sources that did not serve since the last `Want`.
@@ -361,7 +363,7 @@ mod tests {
             let ended = vec![LeaseEnd::Throttled { bit }];
             let message = Message::Want(Want {
                 content: CONTENT, stripe: StripeIndex(seen % 1_000), want, urgent: want & 3, have,
-                pulling: 6, queued: 2, leased: 0, room, grants: 1, seen, suspects: vec![NodeId([1; 16])], failures, ended,
+                pulling: 6, queued: 2, leased: 0, room, grants: 1, seen, number: 9, suspects: vec![NodeId([1; 16])], failures, ended,
             });
             prop_assert_eq!(decode::<Message>(&encode(&message)), Ok(message));
         }

@@ -218,6 +218,7 @@ impl Home {
             core.stats.messages_ignored += 1;
             return;
         }
+        stripe.row_mut(id).wants = want.number;
         let pending = confirm(stripe, id, want.seen, now);
         reconcile(stripe, id, want, pending, now);
         for failure in &want.failures {
@@ -329,9 +330,10 @@ fn blame(stripe: &mut Stripe, failure: &Failure, now: Time) {
 }
 
 /// Whether a later want was here first: what this one says of the sender's state is the past, and its silence about a
-/// lease that the later one confirmed would end that lease. A requester that starts afresh counts from zero.
+/// lease that the later one confirmed would end that lease, its word of one that is over begin it again. A requester that
+/// starts afresh counts from zero.
 fn is_overtaken(stripe: &Stripe, id: RowId, want: &Want) -> bool {
-    want.seen != 0 && want.seen < stripe.row(id).confirmed
+    want.number != 0 && want.number <= stripe.row(id).wants
 }
 
 /// Drops the assignments that the node has taken in, or that were lost on the way; returns those still on the way.
@@ -340,7 +342,6 @@ fn confirm(stripe: &mut Stripe, id: RowId, seen: u32, now: Time) -> u64 {
     // A number ahead of ours is from the time before this table was rebuilt: counting goes on from there, because
     // the node takes a lower one for late and drops it.
     row.answers = row.answers.max(seen);
-    row.confirmed = seen;
     row.sent.retain(|sent| sent.number > seen && now.since(sent.at) < ANSWER_LIFETIME);
     row.sent.iter().fold(0, |bits, sent| bits | 1 << sent.bit)
 }

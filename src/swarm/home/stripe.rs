@@ -50,8 +50,8 @@ pub(super) struct Row {
     /// Number of the last answer.
     pub(super) answers: u32,
     pub(super) sent: Vec<Sent>,
-    /// The last answer that the node said it has taken in.
-    pub(super) confirmed: u32,
+    /// Number of its last want.
+    pub(super) wants: u32,
     /// Pulls that have this node as their parent.
     pub(super) serving: u32,
     /// Not a source until then: it was busy or broken.
@@ -264,7 +264,7 @@ impl Stripe {
             grants: 0,
             answers: 0,
             sent: Vec::new(),
-            confirmed: 0,
+            wants: 0,
             serving: 0,
             sour_until: Time::default(),
             breaks: 0,

@@ -75,6 +75,8 @@ pub(super) struct Asking {
     /// An answer is overdue after this.
     pub(super) deadline: Option<Time>,
     pub(super) seen: u32,
+    /// Wants sent to this home.
+    pub(super) wants: u32,
     /// What the home knows: the last want, and what its answers did since.
     pub(super) told: Status,
     /// Assigned chunks that somebody asked for before they had begun here: the home is told when they do.

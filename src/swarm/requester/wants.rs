@@ -39,6 +39,7 @@ impl Asking {
         self.sent = None;
         self.deadline = None;
         self.seen = 0;
+        self.wants = 0;
     }
 
     /// The home by the present view; starts afresh with a new one.
@@ -285,6 +286,8 @@ impl Asking {
         self.told = status;
         self.early &= !status.begun();
         self.sent = Some(core.now);
+        let number = self.wants;
+        self.wants = self.wants.wrapping_add(1);
         Want {
             content: key.content,
             stripe: key.stripe,
@@ -297,6 +300,7 @@ impl Asking {
             room: status.room,
             grants: status.grants,
             seen: self.seen,
+            number,
             suspects: core.view.suspects_for(key, MAX_SUSPECTS),
             failures: std::mem::take(&mut self.failures),
             ended: std::mem::take(&mut self.ended),
