@@ -159,11 +159,13 @@ fn pull(stripe: &mut Stripe, core: &mut Core, id: RowId, assignments: &mut Vec<A
 fn must_wait(stripe: &Stripe, frontier: u64, bit: u8, id: RowId) -> bool {
     let row = stripe.row(id);
     let at_the_frontier = (frontier & !row.urgent) >> bit & 1 == 1;
-    at_the_frontier && (row.pulling & frontier).count_ones() >= MAX_FRONTIER_PULLS
+    let is_awaited = stripe.chunk(bit).children(id) > 0;
+    at_the_frontier && !is_awaited && (row.pulling & frontier).count_ones() >= MAX_FRONTIER_PULLS
 }
 
-/// A reader's chunks in order, then those with the fewest sources, ties at random. Chunks that nobody holds whole come
-/// last: whoever attaches to one is bound to the pace of its origin fetch, and room is scarce.
+/// A reader's chunks in order, then those that others already wait for at this node, whose own source failed, then those
+/// with the fewest sources, ties at random. Chunks at the frontier come last: whoever attaches to one is bound to the pace
+/// of its origin fetch, and room is scarce.
 fn pull_order(stripe: &Stripe, core: &mut Core, frontier: u64, id: RowId) -> Vec<u8> {
     let row = stripe.row(id);
     let possible = row.want & !stripe.saturated.for_zone(row.standing.zone);
@@ -171,7 +173,7 @@ fn pull_order(stripe: &Stripe, core: &mut Core, frontier: u64, id: RowId) -> Vec
     let mut rest: Vec<u8> = bits(possible & !row.urgent).collect();
     rest.sort_by_cached_key(|bit| {
         let chunk = stripe.chunk(*bit);
-        (frontier >> bit & 1 == 1, chunk.sources.len(), mix(salt ^ u64::from(*bit)))
+        (chunk.children(id) == 0, frontier >> bit & 1 == 1, chunk.sources.len(), mix(salt ^ u64::from(*bit)))
     });
     bits(possible & row.urgent).chain(rest).collect()
 }
