@@ -30,6 +30,8 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// An answer that a node has not confirmed for this long is lost. Longer than a node may be late: what was leased in it
 /// is leased again. Where messages are lost, the next answer tells, long before.
 const ANSWER_LIFETIME: Duration = Duration::from_secs(3);
+/// A message is not overtaken by one that came so much earlier: many round trips, and less than any repetition takes.
+const REORDERED: Duration = Duration::from_millis(100);
 /// A source that was busy or broken is not offered again for this long: several chunk times of a fast node.
 const SOUR: Duration = Duration::from_millis(50);
 /// Doublings of that for a source found broken again and again without speaking itself: up to 12.8 s, by when
@@ -213,11 +215,11 @@ impl Home {
         want.failures.iter().for_each(|failure| blame(stripe, failure, now));
         let id = stripe.ensure(from);
         stripe.row_mut(id).breaks = 0;
-        stripe.row_mut(id).heard = now;
-        if is_overtaken(stripe, id, want) {
+        if is_overtaken(stripe, id, want, now) {
             core.stats.messages_ignored += 1;
             return;
         }
+        stripe.row_mut(id).heard = now;
         stripe.row_mut(id).wants = want.number;
         let pending = confirm(stripe, id, want.seen, now);
         reconcile(stripe, id, want, pending, now);
@@ -331,9 +333,10 @@ fn blame(stripe: &mut Stripe, failure: &Failure, now: Time) {
 
 /// Whether a later want was here first: what this one says of the sender's state is the past, and its silence about a
 /// lease that the later one confirmed would end that lease, its word of one that is over begin it again. A requester that
-/// starts afresh counts from zero.
-fn is_overtaken(stripe: &Stripe, id: RowId, want: &Want) -> bool {
-    want.number != 0 && want.number <= stripe.row(id).wants
+/// starts afresh counts from zero; the first of its wants may be lost, so that a number counts for a moment only.
+fn is_overtaken(stripe: &Stripe, id: RowId, want: &Want, now: Time) -> bool {
+    let row = stripe.row(id);
+    want.number != 0 && want.number <= row.wants && now.since(row.heard) < REORDERED
 }
 
 /// Drops the assignments that the node has taken in, or that were lost on the way; returns those still on the way.
