@@ -116,7 +116,7 @@ def scaling(result: dict) -> str:
         _series(over, groups, counts, name, "over_bound", COLOURS[number], is_timed)
         _series(ratio, groups, counts, name, "origin_ratio", COLOURS[number], lambda _: True)
         ratio.text(ratio.x(0) + 95 * number, LEGEND_Y, name, colour=COLOURS[number], weight="600")
-    caption = f"Each dot one run, each line the median; dashed: the goal, {GOAL:.2f}"
+    caption = f"Dots: runs; lines: medians; dashed: the goal, {GOAL:.2f}"
     return _picture([over, ratio], 2, caption)
 
 
