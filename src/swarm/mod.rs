@@ -73,8 +73,9 @@
 //! views differ; so a home without a table asks whoever may have one before it grants (`home::handover`), and of two
 //! that know each other the settled higher rank takes the table, or the lower keeps it until the other is settled. A
 //! table follows only the latest word of each node: wants that others overtook, and what was said to a node while it
-//! slept, are dropped. What remains: homes that cannot hear each other (partition), a home that died with its table (holders announce, and
-//! `recovery_wait_ms` are waited for them), leases taken from the slow and the dead, and last resorts.
+//! slept, are dropped. What remains: homes that cannot hear each other (partition), a home that died with its table
+//! (holders announce, and `recovery_wait_ms` are waited for them), leases taken from the slow and the dead, and last
+//! resorts.
 //!
 //! **Why nobody waits for ever.** An unanswered want moves to the next rank after `want_timeout_ms`. A flow that stands still is
 //! given up and its source reported. A lease that stands still, or crawls, is stolen, at most thrice a chunk. Without a
