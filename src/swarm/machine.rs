@@ -254,6 +254,10 @@ mod tests {
         (asked, fetched)
     }
 
+    fn said(swarm: &mut Swarm, now: Time, from: NodeId, message: Message) {
+        swarm.handle_event(now, Event::Message { from, message });
+    }
+
     fn tables(swarm: &mut Swarm) -> usize {
         let actions = std::iter::from_fn(|| swarm.poll_action());
         actions.filter(|action| matches!(action, Action::Send { message: Message::Table(_), .. })).count()
@@ -281,7 +285,7 @@ mod tests {
 
     fn answer(swarm: &mut Swarm, now: Time, content: ContentKey) {
         let table = Table { content, stripe: StripeIndex(0), home: ME, rows: Vec::new() };
-        swarm.handle_event(now, Event::Message { from: OTHER, message: Message::Table(table) });
+        said(swarm, now, OTHER, Message::Table(table));
     }
 
     #[test]
@@ -305,28 +309,21 @@ mod tests {
         swarm.handle_event(at(3), Event::Slept);
         actions(&mut swarm);
         let ask = || Message::Ask(Ask { content, stripe: StripeIndex(0) });
-        swarm.handle_event(at(4), Event::Message { from: OTHER, message: ask() });
+        said(&mut swarm, at(4), OTHER, ask());
         assert_eq!((tables(&mut swarm), swarm.stats().messages_ignored), (0, 1));
-        swarm.handle_event(at(400), Event::Message { from: OTHER, message: ask() });
+        said(&mut swarm, at(400), OTHER, ask());
         assert_eq!(tables(&mut swarm), 1, "those who still ask are heard");
     }
 
     #[test]
     fn a_node_that_speaks_for_itself_in_a_table_is_believed_whatever_it_said_before() {
         let (mut swarm, content) = home_of_one_stripe(4);
-        swarm.handle_event(
-            at(1),
-            Event::Message { from: OTHER, message: Message::Want(wants(content, 0b1111)) },
-        );
+        said(&mut swarm, at(1), OTHER, Message::Want(wants(content, 0b1111)));
         let row = TableRow { node: OTHER, have: 0b1111, pulling: 0, leased: 0 };
         let table = Table { content, stripe: StripeIndex(0), home: ME, rows: vec![row] };
-        swarm.handle_event(at(3), Event::Message { from: OTHER, message: Message::Table(table) });
+        said(&mut swarm, at(3), OTHER, Message::Table(table));
         swarm.handle_timeout(at(700));
         assert_eq!(actions(&mut swarm).1, 0, "all of it is fetched from the other");
-    }
-
-    fn said(swarm: &mut Swarm, now: Time, from: NodeId, message: Message) {
-        swarm.handle_event(now, Event::Message { from, message });
     }
 
     #[test]
