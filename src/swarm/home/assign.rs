@@ -17,6 +17,8 @@ use crate::wire::{Assignment, Candidate, MAX_CANDIDATES, Source};
 /// Sources looked at for one assignment. The best of 8 random ones is within a percent of the best of all in the
 /// reference simulation; some of these are excluded.
 const SAMPLED_SOURCES: usize = 24;
+/// Sources passed on the way to those, most of which may be fed by nobody; until one is found the look goes on.
+const PASSED_SOURCES: usize = 4 * SAMPLED_SOURCES;
 /// Pulls of one requester, in one stripe, of chunks at the frontier ([`Stripe::frontier`]). These run at the pace of an
 /// origin fetch, or of a share of the only holder's uplink, and fill a requester's room with flows that trickle, while
 /// whole copies of other chunks wait for it. Simulated with 4 GiB, the last of 32 nodes of a burst takes 1.038 times the
@@ -185,8 +187,8 @@ fn take(stripe: &mut Stripe, id: RowId, bit: u8) {
     });
 }
 
-/// The chosen source, and whole copies to fall back on. Only whole ones: a fallback is not in the table's books,
-/// and only a whole copy can never depend on the requester. And none that is spared: a requester that found its source
+/// The chosen source, and whole copies to fall back on. Only whole ones: a fallback enters the table's books when the
+/// requester tells of it, and until then only a whole copy can never depend on the requester. And none that is spared: a requester that found its source
 /// not begun would run to it, past everybody.
 fn candidates(stripe: &Stripe, bit: u8, sources: &[RowId]) -> Vec<Candidate> {
     let candidate = |id: &RowId| {
@@ -253,7 +255,15 @@ impl Look {
 
 fn look(stripe: &Stripe, core: &Core, bit: u8, child: RowId, sources: impl Iterator<Item = RowId>) -> Look {
     let (mut look, mut kept_back) = (Look::default(), Vec::new());
-    for source in sources.filter(|source| stripe.is_fed(bit, *source, child)).take(SAMPLED_SOURCES) {
+    let mut sampled = 0;
+    for (passed, source) in sources.enumerate() {
+        if sampled == SAMPLED_SOURCES || (look.anyone && passed >= PASSED_SOURCES) {
+            break;
+        }
+        if !stripe.is_fed(bit, source, child) {
+            continue;
+        }
+        sampled += 1;
         look.anyone = true;
         let row = stripe.row(source);
         if row.sour_until > core.now {

@@ -182,6 +182,9 @@ impl Stripe {
     /// Chunks that none of those who take part holds whole: whoever gets one now gets it at the pace at which it comes
     /// from the origin, or from an idle node that alone has it.
     pub(super) fn frontier(&self) -> u64 {
+        if self.sole == 0 {
+            return !self.held;
+        }
         let idle = self.rows().filter(|row| row.have & self.sole != 0 && !row.is_interested());
         !self.held | idle.fold(0, |sole, row| sole | (row.have & self.sole))
     }
