@@ -1,7 +1,8 @@
 //! Where the bytes of a blob are, found out once and used by all its chunks until it ends or fails.
 //!
 //! Invariant: whoever asks while somebody else finds out waits for a redirect's or a response's headers, never for a
-//! body, and does not wait at all when its bytes come before all that are being asked for: a reader waits for these.
+//! body, and does not wait at all when its bytes come before all that are being asked for: a reader waits for these. Where
+//! the blob was found behind a redirect before, one request asks for the next, whoever's bytes are first.
 //! A lookup that is given up is passed on. Refuses to send anything: it says whose turn it is.
 
 use std::collections::BTreeMap;
@@ -48,6 +49,8 @@ struct State {
     /// The first byte that each lookup under way asks for, by a number that tells them apart.
     lookups: BTreeMap<u64, u64>,
     next: u64,
+    /// It was elsewhere before: to find out where takes a redirect, so that nobody gains by asking beside another.
+    redirects: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -119,7 +122,7 @@ impl Location {
         let mut state = self.state.lock();
         match state.current() {
             Place::Elsewhere { url, .. } => return Some(Turn::Go(url)),
-            Place::Unknown if state.lookups.values().any(|first| *first <= start) => return None,
+            Place::Unknown if state.waits_for_another(start) => return None,
             Place::Unknown | Place::Registry => {}
         }
         let number = state.next;
@@ -138,7 +141,10 @@ impl Location {
     }
 
     fn settle(&self, place: Place) {
-        self.state.lock().place = place;
+        let mut state = self.state.lock();
+        state.redirects = matches!(place, Place::Elsewhere { .. });
+        state.place = place;
+        drop(state);
         self.changed.notify_waiters();
     }
 
@@ -156,6 +162,11 @@ impl State {
             Place::Elsewhere { ends_at: Some(ends_at), .. } if *ends_at <= Instant::now() => Place::Unknown,
             known => known.clone(),
         }
+    }
+
+    /// Whether somebody finds out already for bytes no later than these, or for any where that is a redirect's matter.
+    fn waits_for_another(&self, start: u64) -> bool {
+        self.lookups.values().any(|first| self.redirects || *first <= start)
     }
 }
 
@@ -286,6 +297,19 @@ mod tests {
         lookup(location.look(16)).ends_here();
         assert!(sends.load(Ordering::Relaxed));
         let _all = [lookup(location.look(16)), lookup(location.look(24))];
+    }
+
+    #[test]
+    fn the_place_of_what_was_redirected_before_is_asked_for_once() {
+        let (location, _) = location();
+        let url = Url::parse("https://bucket.example.com/blob").unwrap();
+        lookup(location.look(0)).leads_to(&url);
+        location.forget(&url);
+        let again = lookup(location.look(8));
+        assert!(location.look(0).is_none(), "earlier bytes wait too");
+        again.ends_here();
+        drop(again);
+        let _all = [lookup(location.look(8)), lookup(location.look(0))];
     }
 
     #[test]
