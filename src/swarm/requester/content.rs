@@ -43,6 +43,8 @@ pub(super) struct Content {
     pub(super) arrival_gap: Duration,
     /// Last time a byte came.
     pub(super) progressed: Time,
+    /// Last time a flow was given up.
+    pub(super) given_up: Option<Time>,
     /// Last time a home said that it is on it.
     pub(super) vouched: Time,
     /// The first chunk a reader misses, and since when.
@@ -123,6 +125,7 @@ impl Content {
             arrived: Time(0),
             arrival_gap: UNKNOWN_GAP,
             progressed: Time(0),
+            given_up: None,
             vouched: Time(0),
             head: None,
             origin_failures: 0,

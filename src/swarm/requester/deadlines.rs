@@ -22,6 +22,9 @@ const VOUCHED_FOR: Duration = Duration::from_secs(1);
 /// Origin flows without a lease at a time in one content, one more for each second without progress. Few: when the
 /// whole cluster is lost to each of its nodes, the origin meets them all.
 const MAX_LAST_RESORTS: u64 = 4;
+/// Whoever gave a source up has this long to hear of another before it runs to the origin: many give one up in the same
+/// moment, and their home may know of whole copies.
+const ASKING_ANEW: Duration = Duration::from_secs(1);
 /// A whole copy slower than the median flow by this factor is exchanged for another.
 const SLOW_FACTOR: u64 = 4;
 /// Fewer flows than this have no median worth the name.
@@ -102,8 +105,9 @@ impl Requester {
             .filter(|(_, flow)| !flow.has_arrived())
             .filter(|(_, flow)| {
                 let From::Peer { source, .. } = &flow.from else { return false };
-                // One that is itself receiving needs time to find another source first.
-                let patience = if source.complete { stall } else { stall * 2 };
+                // One that is itself receiving needs time to find another source first. If it never sent a byte, two
+                // homes that did not know of each other may have closed a circle, in which nobody ever will.
+                let patience = if source.complete || !flow.has_begun() { stall } else { stall * 2 };
                 let crawls = source.complete
                     && matches!((rate(flow), median), (Some(rate), Some(median)) if rate * SLOW_FACTOR < median);
                 core.now.since(flow.grew) >= patience || crawls
@@ -114,7 +118,8 @@ impl Requester {
 
     fn fall_back(&mut self, core: &mut Core, key: ContentKey) {
         let Some(content) = self.contents.get(&key) else { return };
-        if !content.is_hungry() || core.now < content.origin_after {
+        let asks_anew = content.given_up.is_some_and(|at| core.now.since(at) < ASKING_ANEW);
+        if !content.is_hungry() || core.now < content.origin_after || asks_anew {
             return;
         }
         let patience = |ms: u64| millis(ms) * content.patience_percent / 100;

@@ -30,6 +30,11 @@ pub(super) struct Flow {
 }
 
 impl Flow {
+    /// Whether it has brought anything.
+    pub(super) const fn has_begun(&self) -> bool {
+        self.received > self.offset
+    }
+
     /// Whether every byte is here, and the engine is checking and storing them.
     pub(super) const fn has_arrived(&self) -> bool {
         self.received == self.len
@@ -114,9 +119,14 @@ impl Requester {
         let Some(flow) = self.remove_flow(id) else { return };
         core.stats.failed_flows += 1;
         core.act(Action::Cancel { flow: id });
+        if let Some(content) = self.contents.get_mut(&flow.content) {
+            content.given_up = Some(core.now);
+        }
+        let has_begun = flow.has_begun();
         if let From::Peer { source, rest, expect } = flow.from {
+            let trouble = if source.complete || has_begun { Trouble::Broken } else { Trouble::NotBegun };
             self.start_or_queue_rest(core, flow.content, flow.chunk, rest, expect);
-            self.complain(flow.content, flow.chunk, source.node, Trouble::Broken);
+            self.complain(flow.content, flow.chunk, source.node, trouble);
         }
     }
 
