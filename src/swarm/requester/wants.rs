@@ -145,6 +145,7 @@ impl Requester {
     }
 
     fn accept(&mut self, core: &mut Core, key: ContentKey, chunk: ChunkIndex, source: Source) {
+        let is_full = self.origin_flows >= core.config.origin_flows;
         let Some(content) = self.contents.get_mut(&key) else { return };
         let wanted = content.is_wanted(chunk);
         let flight = content.flights.get(&chunk).copied();
@@ -157,6 +158,11 @@ impl Requester {
             return;
         }
         asking.told.assigned(chunk, leased);
+        if leased && is_full && content.flights.values().any(|flight| flight.from_origin) {
+            // Each home was told of all the room there is, and several granted at once.
+            asking.end(LeaseEnd::Released { bit: bit_of(chunk) });
+            return;
+        }
         match flight {
             Some(flight) if leased && !flight.from_origin => {
                 self.remove_flow(flight.flow);
