@@ -83,6 +83,7 @@ impl Swarm {
         let slots = self.core.config.upload_slots;
         let slots =
             self.core.view.member(self.core.me).map_or(slots, |myself: &Member| scaled(slots, myself));
+        let slots = if self.requester.is_idle() { slots * 2 } else { slots };
         if self.uploads >= slots {
             self.core.stats.uploads_refused += 1;
             return Admission::Busy;

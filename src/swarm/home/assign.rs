@@ -167,7 +167,8 @@ fn must_wait(stripe: &Stripe, frontier: u64, bit: u8, id: RowId) -> bool {
 
 /// A reader's chunks in order, then those that others already wait for at this node, whose own source failed, then those
 /// with the fewest sources, ties at random. Chunks at the frontier come last: whoever attaches to one is bound to the pace
-/// of its origin fetch, and room is scarce.
+/// of its origin fetch, and room is scarce. Of these the lowest comes first, for one that is left behind keeps all windows
+/// from moving on.
 fn pull_order(stripe: &Stripe, core: &mut Core, frontier: u64, id: RowId) -> Vec<u8> {
     let row = stripe.row(id);
     let possible = row.want & !stripe.saturated.for_zone(row.standing.zone);
@@ -175,7 +176,9 @@ fn pull_order(stripe: &Stripe, core: &mut Core, frontier: u64, id: RowId) -> Vec
     let mut rest: Vec<u8> = bits(possible & !row.urgent).collect();
     rest.sort_by_cached_key(|bit| {
         let chunk = stripe.chunk(*bit);
-        (chunk.children(id) == 0, frontier >> bit & 1 == 1, chunk.sources.len(), mix(salt ^ u64::from(*bit)))
+        let at_the_frontier = frontier >> bit & 1 == 1;
+        let tie = if at_the_frontier { u64::from(*bit) } else { mix(salt ^ u64::from(*bit)) };
+        (chunk.children(id) == 0, at_the_frontier, chunk.sources.len(), tie)
     });
     bits(possible & row.urgent).chain(rest).collect()
 }
@@ -285,10 +288,10 @@ fn look(stripe: &Stripe, core: &Core, bit: u8, child: RowId, sources: impl Itera
     look
 }
 
-/// A node that wants nothing and alone has other chunks of the stripe: what it sends twice, the others wait for.
+/// A node that wants nothing, of a chunk that others hold too: it may alone have others, of this stripe or of one with
+/// another home, and for what it sends twice they are waited for.
 fn is_kept_back(stripe: &Stripe, bit: u8, source: RowId) -> bool {
-    let row = stripe.row(source);
-    !row.is_interested() && row.have & stripe.sole() != 0 && !is_unique(stripe, bit, source)
+    !stripe.row(source).is_interested() && !is_unique(stripe, bit, source)
 }
 
 /// It alone has the chunk, or is a seed: each chunk should leave it once.
@@ -316,7 +319,8 @@ fn score(stripe: &Stripe, core: &Core, bit: u8, source: RowId) -> Option<Score> 
     let children = chunk.children(source);
     // A node that wants nothing itself and alone has the chunk is where the others start from.
     let is_origin = member.seed || (unique && !row.is_interested());
-    let slots = if is_origin { core.config.sole_holder_slots } else { core.config.upload_slots };
+    let sole_slots = core.config.sole_slots(stripe.interested());
+    let slots = if is_origin { sole_slots } else { core.config.upload_slots };
     let most_children = match (unique, complete) {
         (true, _) => 1,
         (false, true) => u32::MAX,

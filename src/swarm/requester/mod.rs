@@ -182,6 +182,11 @@ impl Requester {
         }
     }
 
+    /// Whether nothing is read here.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.open.is_empty()
+    }
+
     /// Whether the chunk can be served, whole or as it arrives.
     pub(crate) fn can_serve(&self, key: ContentKey, chunk: ChunkIndex) -> bool {
         self.contents
