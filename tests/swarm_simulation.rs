@@ -143,8 +143,8 @@ fn in_three_zones_few_chunks_cross_more_than_once() {
     let outcome = run(scenario);
     assert_once(&outcome);
     let crossed = outcome.cross_zone / content;
-    // Two copies must; those who ask before the first has begun to arrive cross as well.
-    assert!(crossed <= 3.0, "{crossed} copies crossed");
+    // Two copies must; a few cross again when the first to get a chunk into a zone failed.
+    assert!(crossed <= 2.04, "{crossed} copies crossed");
 }
 
 #[test]

@@ -223,11 +223,14 @@ fn choose(stripe: &Stripe, core: &mut Core, bit: u8, child: RowId) -> Choice {
     let start = core.rng.below(sources.len());
     let rotated = || sources[start..].iter().chain(&sources[..start]).copied();
     let zone = stripe.row(child).standing.zone;
-    // The first to get a chunk into a zone is its gateway: the others wait for it rather than cross the border too,
-    // unless it is in trouble.
+    // The first to get a chunk into a zone is its gateway: the others wait for it rather than cross the border too, also
+    // before anything of it is there, unless it is in trouble.
     let near = look(stripe, core, bit, child, rotated().filter(|id| stripe.row(*id).standing.zone == zone));
     if near.serves || !near.scored.is_empty() {
         return near.choice();
+    }
+    if stripe.is_crossing(bit, child) {
+        return Choice::Full { until: None };
     }
     let afar = look(stripe, core, bit, child, rotated().filter(|id| stripe.row(*id).standing.zone != zone));
     if afar.anyone { afar.choice() } else { near.choice() }

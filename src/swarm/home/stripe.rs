@@ -174,11 +174,6 @@ impl Stripe {
         held
     }
 
-    /// Chunks that exactly one node holds whole.
-    pub(super) const fn sole(&self) -> u64 {
-        self.sole
-    }
-
     /// Chunks that none of those who take part holds whole: whoever gets one now gets it at the pace at which it comes
     /// from the origin, or from an idle node that alone has it.
     pub(super) fn frontier(&self) -> u64 {
@@ -216,6 +211,18 @@ impl Stripe {
             }
         }
         false
+    }
+
+    /// Whether somebody else in the zone of `child`, who is late with nothing, is getting the chunk from one that has it.
+    pub(super) fn is_crossing(&self, bit: u8, child: RowId) -> bool {
+        let zone = self.row(child).standing.zone;
+        let brings = |id: RowId| {
+            let standing = &self.row(id).standing;
+            standing.zone == zone && standing.prompt && self.is_fed(bit, id, child)
+        };
+        let chunk = self.chunk(bit);
+        let lessee = chunk.lease.map(|lease| lease.row);
+        lessee.into_iter().chain(chunk.pulls.keys().copied()).any(brings)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -417,6 +424,8 @@ impl Stripe {
             let serves = row.have | row.pulling | row.leased;
             self.saturated.clear(serves);
         }
+        // Its zone may have waited for it to bring the chunk.
+        self.saturated.clear(1 << bit);
         self.drop_source_unless_active(bit, child);
     }
 
@@ -624,9 +633,9 @@ mod tests {
         stripe.set_have(idle, 0b011);
         stripe.set_have(busy, 0b010);
         stripe.update(busy, |row| row.want = 0b101);
-        assert_eq!((stripe.sole(), !stripe.frontier()), (0b001, 0b010));
+        assert_eq!((stripe.sole, !stripe.frontier()), (0b001, 0b010));
         stripe.set_have(busy, 0b011);
-        assert_eq!((stripe.sole(), !stripe.frontier()), (0, 0b011));
+        assert_eq!((stripe.sole, !stripe.frontier()), (0, 0b011));
     }
 
     #[test]
