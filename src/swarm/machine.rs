@@ -217,7 +217,7 @@ mod tests {
     use super::*;
     use crate::content::{ChunkSet, Layout};
     use crate::swarm::member::{DEFAULT_CAPACITY, Zone};
-    use crate::wire::{Ask, Source, Table, TableRow, Want};
+    use crate::wire::{Answer, Ask, Assignment, Source, Table, TableRow, Want};
 
     const ME: NodeId = NodeId([1; 16]);
     const OTHER: NodeId = NodeId([2; 16]);
@@ -337,6 +337,84 @@ mod tests {
         assert_eq!(actions(&mut swarm).1, 0);
         swarm.handle_timeout(at(1_100));
         assert!(actions(&mut swarm).1 > 0, "and not for ever");
+    }
+
+    #[test]
+    fn a_table_that_comes_after_the_stripe_was_left_makes_no_home_again() {
+        let (mut swarm, content) = home_of_one_stripe(64);
+        let third = NodeId([3; 16]);
+        let table = |node, home| {
+            let rows = vec![TableRow { node, have: 1, pulling: 0, leased: 0 }];
+            Message::Table(Table { content, stripe: StripeIndex(0), home, rows })
+        };
+        said(&mut swarm, at(3), OTHER, table(OTHER, OTHER));
+        assert_eq!(swarm.stats().home_stripes, 0, "the other is home");
+        said(&mut swarm, at(4), third, table(third, ME));
+        assert_eq!((swarm.stats().home_stripes, swarm.stats().messages_ignored), (0, 1));
+        said(&mut swarm, at(5), OTHER, table(third, ME));
+        assert_eq!(swarm.stats().home_stripes, 1, "unless the other gives it back");
+    }
+
+    #[test]
+    fn a_home_that_died_unnoticed_is_replaced_by_what_all_others_know() {
+        let mut swarm = Swarm::new(ME, Config::default(), 1);
+        let nodes: Vec<NodeId> = (1..=8).map(|n| NodeId([n; 16])).collect();
+        let member =
+            |id| Member { id, zone: Zone::default(), seed: false, settled: true, capacity: DEFAULT_CAPACITY };
+        let members = || nodes.iter().copied().map(member).collect();
+        swarm.handle_event(at(0), Event::Members { members: members(), synced: true });
+        let key = |n| StripeKey { content: ContentKey([n; 32]), stripe: StripeIndex(0) };
+        let content = (0..=255).map(key).find(|key| swarm.core.view.home(*key) == ME).unwrap().content;
+        let want = Want { suspects: vec![OTHER], ..wants(content, 1) };
+        said(&mut swarm, at(10_000), NodeId([3; 16]), Message::Want(want));
+        let mut asked = |swarm: &mut Swarm, now| {
+            swarm.handle_timeout(now);
+            let mut asked = BTreeSet::new();
+            while let Some(action) = swarm.poll_action() {
+                if let Action::Send { to, message: Message::Ask(_) } = action {
+                    asked.insert(to);
+                }
+            }
+            asked.len()
+        };
+        assert_eq!(asked(&mut swarm, at(10_000)), 3);
+        assert_eq!(asked(&mut swarm, at(11_300)), 7);
+    }
+
+    #[test]
+    fn leases_that_several_homes_granted_at_once_are_given_back() {
+        let mut swarm = Swarm::new(ME, Config::default(), 1);
+        let member =
+            |id| Member { id, zone: Zone::default(), seed: false, settled: true, capacity: DEFAULT_CAPACITY };
+        swarm.handle_event(at(0), Event::Members { members: vec![member(ME), member(OTHER)], synced: true });
+        let of_other = |n| {
+            let home = |stripe| {
+                swarm.core.view.home(StripeKey { content: ContentKey([n; 32]), stripe: StripeIndex(stripe) })
+            };
+            home(0) == OTHER && home(1) == OTHER
+        };
+        let content = ContentKey([(0..=255).find(|n| of_other(*n)).unwrap(); 32]);
+        let layout = Layout::new(128 * 8, 8).unwrap();
+        swarm.handle_event(at(0), Event::Open { content, layout, have: ChunkSet::new() });
+        let wanted = ChunkSet::full(&layout);
+        swarm.handle_event(at(0), Event::Demand { content, wanted, cursors: vec![ChunkIndex(60)] });
+        let (mut fetched, mut released) = (0, 0);
+        for stripe in [0, 1] {
+            let bits = if stripe == 0 { 52..64 } else { 0..12 };
+            let assignments = bits.map(|bit| Assignment { bit, source: Source::Origin }).collect();
+            let answer =
+                Answer { content, stripe: StripeIndex(stripe), number: 1, interested: 2, assignments };
+            said(&mut swarm, at(1), OTHER, Message::Answer(answer));
+        }
+        swarm.handle_timeout(at(100));
+        while let Some(action) = swarm.poll_action() {
+            match action {
+                Action::FetchFromOrigin { .. } => fetched += 1,
+                Action::Send { message: Message::Want(want), .. } => released += want.ended.len(),
+                _ => {}
+            }
+        }
+        assert_eq!((fetched, released), (16, 8));
     }
 
     /// Number of the last answer to a want, and the leases in all of them.

@@ -11,8 +11,9 @@
 //!
 //! A previous home that does not answer is slow or dead. It is waited for until it answers, or its connection breaks,
 //! or `mute_wait_ms` are over. When a better home has died, its table lives on in those it served: the new home asks
-//! every member what it holds and fetches, and goes on when all have answered or `recovery_wait_ms` are over.
-//! So nobody waits for a clock while everybody is prompt.
+//! every member what it holds and fetches, and goes on when all have answered or `recovery_wait_ms` are over. It asks
+//! them too when it has waited that long for one that may have died unnoticed. So nobody waits for a clock while
+//! everybody is prompt.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -58,6 +59,8 @@ pub(super) struct Inquiry {
     at_last: Time,
     /// Who has not answered is asked again then.
     again: Time,
+    /// Everybody was asked.
+    wide: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +72,12 @@ enum Asked {
 }
 
 impl Inquiry {
+    fn awaits(&self) -> bool {
+        self.asked.values().any(|asked| *asked == Asked::Awaited)
+    }
+
     fn is_over(&self, now: Time) -> bool {
-        let awaited = self.asked.values().any(|asked| *asked == Asked::Awaited);
+        let awaited = self.awaits();
         let open = awaited || self.asked.values().any(|asked| *asked == Asked::Open);
         let complete = !open && !self.stranger;
         complete || now >= self.at_last || (now >= self.until && !awaited)
@@ -140,7 +147,8 @@ impl Home {
         let until = core.now + millis(core.config.recovery_wait_ms);
         let at_last = core.now + millis(core.config.mute_wait_ms);
         let again = core.now + ASK_AGAIN;
-        let mut inquiry = Inquiry { asked: BTreeMap::new(), stranger: false, until, at_last, again };
+        let asked = BTreeMap::new();
+        let mut inquiry = Inquiry { asked, stranger: false, until, at_last, again, wide: false };
         for (rank, node) in likely.into_iter().enumerate() {
             // The next in rank was home until this node rose above it.
             let was_home = rank == 0 || passed_over.contains(&node) || core.view.outranks(node, core.me, key);
@@ -158,6 +166,10 @@ impl Home {
             // Answers are paced for those who ask often; who has waited for this one is not made to wait on.
             known.served = Time::default();
         } else {
+            if core.now >= inquiry.until && inquiry.awaits() {
+                // It may have died unnoticed.
+                inquiry.widen(core, key);
+            }
             inquiry.repeat(core, key);
             core.timers.set_by(Timer::Stripe(key), inquiry.next(core.now));
         }
@@ -227,6 +239,12 @@ impl Home {
             self.remember_left(core, key, from, true);
             return;
         }
+        if self.left_to(core, key, from).is_some() {
+            // An answer to what this node asked before it left the stripe: with a table once more it would ask anew, and
+            // so on while others do the same.
+            core.stats.messages_ignored += 1;
+            return;
+        }
         if !table.rows.is_empty() {
             self.make_known(core, key);
         }
@@ -279,11 +297,7 @@ impl Home {
         let Recovery::Waiting(inquiry) = &mut known.recovery else { return };
         let before = inquiry.asked.insert(node, Asked::Answered);
         if before == Some(Asked::Awaited) {
-            for other in core.view.likely_homes(key, ASKED, MAX_TABLE_ROWS) {
-                if other != node && !inquiry.asked.contains_key(&other) {
-                    inquiry.ask(core, key, other, Asked::Open);
-                }
-            }
+            inquiry.widen(core, key);
             inquiry.until = core.now + millis(core.config.recovery_wait_ms);
             inquiry.at_last = inquiry.at_last.max(inquiry.until);
         }
@@ -337,6 +351,18 @@ impl Home {
 }
 
 impl Inquiry {
+    /// Asks all who were not asked yet, once: what a dead home knew, those know whom it served.
+    fn widen(&mut self, core: &mut Core, key: StripeKey) {
+        if std::mem::replace(&mut self.wide, true) {
+            return;
+        }
+        for node in core.view.likely_homes(key, ASKED, MAX_TABLE_ROWS) {
+            if !self.asked.contains_key(&node) {
+                self.ask(core, key, node, Asked::Open);
+            }
+        }
+    }
+
     fn ask(&mut self, core: &mut Core, key: StripeKey, node: NodeId, asked: Asked) {
         self.asked.insert(node, asked);
         core.send(node, Message::Ask(Ask { content: key.content, stripe: key.stripe }));
