@@ -41,6 +41,7 @@ impl World {
             Fault::Evict { node, blob } => self.evict(node, blob),
             Fault::Slow { node, percent } => self.nodes[node].speed = f64::from(percent) / 100.0,
         }
+        self.note_out_of_reach();
     }
 
     pub(super) fn boot(&mut self, n: usize) {

@@ -9,7 +9,7 @@
 //!
 //! Each failure prints the seed that repeats the history.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use windlass::swarm::{Claim, Scope};
 use windlass::wire::Message;
@@ -57,6 +57,8 @@ pub(crate) struct Ledger {
     pub(super) crashes: u32,
     pub(super) partitions: u32,
     pub(super) pauses: u32,
+    /// Chunks that only paused nodes had or fetched just after a fault.
+    out_of_reach: BTreeSet<usize>,
     /// Chunks in announcements that were lost: said once, because a connection loses nothing while it lasts.
     unheard: u32,
 }
@@ -77,6 +79,7 @@ impl Ledger {
             crashes: 0,
             partitions: 0,
             pauses: 0,
+            out_of_reach: BTreeSet::new(),
             unheard: 0,
         }
     }
@@ -162,6 +165,19 @@ impl World {
         }
     }
 
+    /// Notes the chunks that a fault, which has just happened, leaves with paused nodes alone: they may be fetched again.
+    pub(super) fn note_out_of_reach(&mut self) {
+        let up = (0..self.nodes.len()).filter(|n| self.nodes[*n].up);
+        let (paused, running): (Vec<usize>, Vec<usize>) = up.partition(|n| self.nodes[*n].paused);
+        let has = |nodes: &[usize], g: usize| {
+            let holds = nodes.iter().any(|n| self.nodes[*n].flags[g] & STORED != 0);
+            holds || self.ledger.fetching[g].iter().any(|n| nodes.contains(n))
+        };
+        let chunks = 0..self.ledger.fetches.len();
+        let alone: Vec<usize> = chunks.filter(|g| has(&paused, *g) && !has(&running, *g)).collect();
+        self.ledger.out_of_reach.extend(alone);
+    }
+
     pub(super) fn check(&mut self) {
         self.look_for_stalls();
         self.check_bounds();
@@ -197,7 +213,8 @@ impl World {
         let (mut rows, mut leases) = (0, 0);
         for (n, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.up) {
             let stats = node.swarm.stats();
-            let slots = config.upload_slots * u32::from(self.scenario.capacity[n]) / 10;
+            // Twice the slots where nothing is read.
+            let slots = 2 * (config.upload_slots * u32::from(self.scenario.capacity[n]) / 10);
             rows = rows.max(stats.home_rows);
             leases += stats.leases;
             let within = stats.inflight_bytes <= inflight
@@ -245,7 +262,7 @@ impl World {
             (Cause::OtherZone, (self.scenario.zones as u32 - 1) * chunks),
             (Cause::Converging, of(1)),
             (Cause::Rotten, of(10)),
-            (Cause::OutOfReach, parts + self.ledger.pauses * per_node + disturbed),
+            (Cause::OutOfReach, parts + self.ledger.out_of_reach.len() as u32 + disturbed),
             (Cause::Stolen, faults * per_node + of(5)),
             (Cause::Disturbed, (faults + 4 * self.ledger.partitions) * per_node + disturbed),
         ];

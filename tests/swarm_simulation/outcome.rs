@@ -35,6 +35,8 @@ pub(crate) struct Outcome {
     pub(crate) peak_leases: u64,
     /// Longest time that a waiting node went without a byte, in seconds.
     pub(crate) longest_stall_s: f64,
+    /// Longest time that a reader in order, having had its first chunk, waited for the next, in seconds.
+    pub(crate) longest_read_gap_s: f64,
     /// Share of its content that each pull had without a gap from the start when it had half of it; at best 0.5.
     pub(crate) prefixes: Vec<f64>,
     pub(crate) stats: Vec<Stats>,

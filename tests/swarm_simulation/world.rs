@@ -92,6 +92,8 @@ pub(super) struct Progress {
     pub(super) held: u32,
     /// Where the reader waits.
     pub(super) cursor: u32,
+    /// When it last went on.
+    pub(super) read_at: Option<u64>,
 }
 
 pub(super) struct Node {
@@ -401,6 +403,11 @@ impl World {
             node.flags[chunks.start + from..chunks.end].iter().take_while(|flags| **flags & STORED != 0);
         let cursor = (from + passed.count()) as u32;
         node.progress[blob].cursor = cursor;
+        if cursor as usize > from {
+            let before = node.progress[blob].read_at.replace(self.now).unwrap_or(self.now);
+            let gap_s = (self.now - before) as f64 / 1e6;
+            self.outcome.longest_read_gap_s = self.outcome.longest_read_gap_s.max(gap_s);
+        }
         let wanted = ChunkSet::full(&self.layouts[blob]);
         let cursors = if (cursor as usize) < chunks.len() { vec![ChunkIndex(cursor)] } else { Vec::new() };
         self.event(n, Event::Demand { content: content_key(blob), wanted, cursors });
