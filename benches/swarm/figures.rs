@@ -22,7 +22,7 @@ pub(crate) struct Figures {
 
 pub(crate) fn header() -> String {
     format!(
-        "{:<12} {:>5} {:>8} {:>8} {:>6} {:>8} {:>6} {:>7} {:>6} {:>6} {:>7} {:>8} {:>6} {:>6} {:>6} {:>6} {:>6} {:>6}",
+        "{:<12} {:>5} {:>8} {:>8} {:>6} {:>8} {:>6} {:>7} {:>6} {:>6} {:>7} {:>8} {:>6} {:>6} {:>6} {:>6} {:>6} {:>6} {:>6}",
         "scenario",
         "N",
         "last s",
@@ -40,6 +40,7 @@ pub(crate) fn header() -> String {
         "rows",
         "xzone",
         "prefix",
+        "gap ms",
         "wall s",
     )
 }
@@ -82,7 +83,7 @@ impl Figures {
     pub(crate) fn row(&self) -> String {
         let o = &self.outcome;
         format!(
-            "{:<12} {:>5} {:>8.3} {:>8.3} {:>6.3} {:>8.3} {:>6.3} {:>7.4} {:>6} {:>6.3} {:>7.3} {:>8.4} {:>6.2} {:>6} {:>6} {:>6.3} {:>6.3} {:>6.1}",
+            "{:<12} {:>5} {:>8.3} {:>8.3} {:>6.3} {:>8.3} {:>6.3} {:>7.4} {:>6} {:>6.3} {:>7.3} {:>8.4} {:>6.2} {:>6} {:>6} {:>6.3} {:>6.3} {:>6.0} {:>6.1}",
             self.name,
             self.nodes,
             o.last_s,
@@ -100,6 +101,7 @@ impl Figures {
             o.peak_rows,
             o.cross_zone / self.bytes,
             o.prefix_at_half(),
+            o.longest_read_gap_s * 1e3,
             self.wall_s,
         )
     }
@@ -112,7 +114,8 @@ impl Figures {
             "origin_ratio": o.origin_ratio, "fetched_again": o.again(), "fast_ratio": self.fast_s / self.fast_bound_s,
             "first_node_sent": o.sent[0] / self.bytes, "control_share": o.control_share(),
             "messages_per_chunk_and_node": self.per_chunk(), "peak_messages_per_s": o.peak_messages,
-            "home_rows": o.peak_rows, "cross_zone": o.cross_zone / self.bytes, "prefix_at_half": o.prefix_at_half(), "wall_s": self.wall_s,
+            "home_rows": o.peak_rows, "cross_zone": o.cross_zone / self.bytes, "prefix_at_half": o.prefix_at_half(),
+            "longest_read_gap_s": o.longest_read_gap_s, "wall_s": self.wall_s,
         })
         .to_string()
     }
