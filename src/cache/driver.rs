@@ -219,7 +219,10 @@ impl Driver {
         match command {
             Command::Message { from, bytes } => match wire::decode(&bytes) {
                 Ok(wire::Message::Parting(parting)) => self.heard(from, parting),
-                Ok(message) => self.tell(Event::Message { from, message }),
+                Ok(message) => {
+                    tracing::trace!(peer = %from, ?message, "claim message received");
+                    self.tell(Event::Message { from, message });
+                }
                 Err(error) => tracing::warn!(peer = %from, %error, "message dropped"),
             },
             Command::PeerLost { peer } => self.tell(Event::PeerLost(peer)),
@@ -350,7 +353,10 @@ impl Driver {
     fn act(&mut self) {
         while let Some(action) = self.swarm.poll_action() {
             match action {
-                Action::Send { to, message } => self.send(to, &message),
+                Action::Send { to, message } => {
+                    tracing::trace!(peer = %to, ?message, "claim message to send");
+                    self.send(to, &message);
+                }
                 Action::FetchFromPeer { flow, peer, content, chunk, expect, .. } => {
                     let source = self.shared.address(peer).map(|peer| Origin::Peer { peer, expect });
                     self.fetch(flow, content, chunk, source);
