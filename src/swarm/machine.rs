@@ -217,7 +217,7 @@ mod tests {
     use super::*;
     use crate::content::{ChunkSet, Layout};
     use crate::swarm::member::{DEFAULT_CAPACITY, Zone};
-    use crate::wire::{Answer, Ask, Assignment, Source, Table, TableRow, Want};
+    use crate::wire::{Answer, Ask, Assignment, Redirect, Source, Table, TableRow, Want};
 
     const ME: NodeId = NodeId([1; 16]);
     const OTHER: NodeId = NodeId([2; 16]);
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_comes_after_the_stripe_was_left_makes_no_home_again() {
+    fn what_is_told_of_a_stripe_that_was_left_is_kept_but_makes_no_home() {
         let (mut swarm, content) = home_of_one_stripe(64);
         let third = NodeId([3; 16]);
         let table = |node, home| {
@@ -349,10 +349,35 @@ mod tests {
         };
         said(&mut swarm, at(3), OTHER, table(OTHER, OTHER));
         assert_eq!(swarm.stats().home_stripes, 0, "the other is home");
+        actions(&mut swarm);
+        let before = swarm.stats().redirects;
         said(&mut swarm, at(4), third, table(third, ME));
-        assert_eq!((swarm.stats().home_stripes, swarm.stats().messages_ignored), (0, 1));
-        said(&mut swarm, at(5), OTHER, table(third, ME));
-        assert_eq!(swarm.stats().home_stripes, 1, "unless the other gives it back");
+        said(&mut swarm, at(5), third, Message::Want(wants(content, 2)));
+        assert_eq!((swarm.stats().home_rows, swarm.stats().redirects - before), (1, 1));
+        assert_eq!(actions(&mut swarm), (0, 0), "nobody is asked");
+        said(&mut swarm, at(6), OTHER, Message::Want(wants(content, 2)));
+        assert_eq!(actions(&mut swarm).0, 1, "unless the other itself does not know that it is home");
+    }
+
+    #[test]
+    fn homes_that_send_a_node_to_and_fro_are_not_asked_for_ever() {
+        let (mut swarm, content) = home_of_one_stripe(64);
+        // Longer than a requester waits before it repeats itself.
+        swarm.core.config.want_timeout_ms = 1_000;
+        let table = |home| Message::Table(Table { content, stripe: StripeIndex(0), home, rows: Vec::new() });
+        said(&mut swarm, at(3), OTHER, table(OTHER));
+        let redirect = |home| Message::Redirect(Redirect { content, stripe: StripeIndex(0), home });
+        said(&mut swarm, at(3), OTHER, redirect(OTHER));
+        for ms in (4..8_000).step_by(10) {
+            swarm.handle_timeout(at(ms));
+            let actions = std::iter::from_fn(|| swarm.poll_action());
+            let wants =
+                actions.filter(|a| matches!(a, Action::Send { message: Message::Want(_), .. })).count();
+            for _ in 0..wants {
+                said(&mut swarm, at(ms + 1), OTHER, redirect(ME));
+            }
+        }
+        assert!(swarm.stats().leases > 0, "it takes the stripe itself in the end");
     }
 
     #[test]
@@ -367,7 +392,7 @@ mod tests {
         let content = (0..=255).map(key).find(|key| swarm.core.view.home(*key) == ME).unwrap().content;
         let want = Want { suspects: vec![OTHER], ..wants(content, 1) };
         said(&mut swarm, at(10_000), NodeId([3; 16]), Message::Want(want));
-        let mut asked = |swarm: &mut Swarm, now| {
+        let asked = |swarm: &mut Swarm, now| {
             swarm.handle_timeout(now);
             let mut asked = BTreeSet::new();
             while let Some(action) = swarm.poll_action() {

@@ -29,6 +29,9 @@ const PARTIAL_HANDICAP: u32 = 32;
 /// Leases that a first comer gets at once, and with each step of time: the first of a burst must not take all
 /// before the others are heard.
 const RAMP_LEASES: u32 = 2;
+/// How often it is looked whether a chunk that somebody brings into a zone has come: a few chunk times. The gateway's own
+/// news serves those who wait sooner; books that are wrong keep nobody waiting for long.
+const CROSSING: Duration = Duration::from_millis(50);
 /// Several message latencies.
 const RAMP_STEP: Duration = Duration::from_millis(5);
 
@@ -229,8 +232,8 @@ fn choose(stripe: &Stripe, core: &mut Core, bit: u8, child: RowId) -> Choice {
     if near.serves || !near.scored.is_empty() {
         return near.choice();
     }
-    if stripe.is_crossing(bit, child) {
-        return Choice::Full { until: None };
+    if !near.anyone && stripe.is_crossing(bit, child, core.now) {
+        return Choice::Full { until: Some(core.now + CROSSING) };
     }
     let afar = look(stripe, core, bit, child, rotated().filter(|id| stripe.row(*id).standing.zone != zone));
     if afar.anyone { afar.choice() } else { near.choice() }

@@ -179,6 +179,11 @@ impl Home {
     pub(crate) fn on_ask(&mut self, core: &mut Core, from: NodeId, ask: Ask, mine: TableRow) {
         let key = StripeKey { content: ask.content, stripe: ask.stripe };
         let home = self.answering_home(core, key, &[]);
+        if let Some(promise) = self.claimed(core, key).filter(|promise| home == core.me && promise.to != from)
+        {
+            self.send_table(core, key, from, promise.to, Some(mine));
+            return;
+        }
         if home == core.me && self.stripes.get(&key).is_some_and(|known| keeps(core, known, key, from)) {
             self.send_table(core, key, from, core.me, Some(mine));
             return;
@@ -216,16 +221,21 @@ impl Home {
     /// Who has a stripe that this node would be home of, had it not left it to that one a moment ago: whoever asks for it
     /// is sent there, without another round of questions.
     pub(super) fn left_to(&mut self, core: &Core, key: StripeKey, asker: NodeId) -> Option<NodeId> {
-        if self.promises.is_empty() || self.stripes.contains_key(&key) {
-            return None;
-        }
-        let to = self.promises.get(&key).filter(|promise| promise.claimed && promise.is_kept(core))?.to;
+        let to = self.claimed(core, key)?.to;
         if to == asker {
             // It may have lost what it was left: sent back to itself it would go round in a circle.
             self.promises.remove(&key);
             return None;
         }
         Some(to)
+    }
+
+    /// Whom this node left a stripe to that said since that it is home. What others tell of the stripe meanwhile, in answers
+    /// that were on their way and in announcements, is kept, but makes no home of this node: it would ask them anew.
+    fn claimed(&self, core: &Core, key: StripeKey) -> Option<Promise> {
+        let promise = self.promises.get(&key).filter(|promise| promise.claimed && promise.is_kept(core))?;
+        let is_home = self.stripes.get(&key).is_some_and(|known| !matches!(known.recovery, Recovery::Due));
+        (!is_home).then_some(*promise)
     }
 
     pub(crate) fn on_table(&mut self, core: &mut Core, from: NodeId, table: &Table) {
@@ -239,11 +249,9 @@ impl Home {
             self.remember_left(core, key, from, true);
             return;
         }
-        if self.left_to(core, key, from).is_some() {
-            // An answer to what this node asked before it left the stripe: with a table once more it would ask anew, and
-            // so on while others do the same.
-            core.stats.messages_ignored += 1;
-            return;
+        if table.home == core.me && self.promises.get(&key).is_some_and(|promise| promise.to == from) {
+            // It gives back what this node had left to it.
+            self.promises.remove(&key);
         }
         if !table.rows.is_empty() {
             self.make_known(core, key);

@@ -79,7 +79,6 @@ impl Home {
         for (stripe, have) in &announce.stripes {
             let key = StripeKey { content: announce.content, stripe: *stripe };
             let home = self.answering_home(core, key, &[]);
-            let home = if home == core.me { self.left_to(core, key, from).unwrap_or(home) } else { home };
             if home != core.me {
                 if *have != 0 && home != from {
                     let redirect = Redirect { content: key.content, stripe: key.stripe, home };

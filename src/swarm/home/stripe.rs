@@ -4,11 +4,15 @@
 //! parent; `serving` of a row is the number of pulls that name it as parent; at most one lease per chunk.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::content::{ChunkDigest, NodeId, STRIPE_CHUNKS};
 use crate::swarm::member::Member;
 use crate::swarm::time::Time;
 use crate::wire::TableRow;
+
+/// A node that gets something and wants more speaks twice as often, at the least.
+const SPEAKS: Duration = Duration::from_secs(1);
 
 /// Position of a node's row in the table.
 pub(super) type RowId = u32;
@@ -213,12 +217,13 @@ impl Stripe {
         false
     }
 
-    /// Whether somebody else in the zone of `child`, who is late with nothing, is getting the chunk from one that has it.
-    pub(super) fn is_crossing(&self, bit: u8, child: RowId) -> bool {
+    /// Whether somebody else in the zone of `child`, who has spoken lately, is getting the chunk from one that has it.
+    pub(super) fn is_crossing(&self, bit: u8, child: RowId, now: Time) -> bool {
         let zone = self.row(child).standing.zone;
         let brings = |id: RowId| {
-            let standing = &self.row(id).standing;
-            standing.zone == zone && standing.prompt && self.is_fed(bit, id, child)
+            let row = self.row(id);
+            let speaks = row.standing.prompt && now.since(row.heard) < SPEAKS;
+            row.standing.zone == zone && speaks && self.is_fed(bit, id, child)
         };
         let chunk = self.chunk(bit);
         let lessee = chunk.lease.map(|lease| lease.row);
@@ -424,8 +429,6 @@ impl Stripe {
             let serves = row.have | row.pulling | row.leased;
             self.saturated.clear(serves);
         }
-        // Its zone may have waited for it to bring the chunk.
-        self.saturated.clear(1 << bit);
         self.drop_source_unless_active(bit, child);
     }
 

@@ -239,6 +239,7 @@ impl Content {
         let Some(asking) = self.asking.get_mut(&key.stripe) else { return };
         if asking.deadline.is_some_and(|deadline| deadline <= core.now) {
             asking.deadline = None;
+            asking.hops = 0;
             core.stats.want_timeouts += 1;
             if let Some(home) = asking.current_home() {
                 core.suspect(home, Evidence::Mute);
@@ -252,7 +253,10 @@ impl Content {
             Some(due) if due <= core.now => {
                 let want = asking.want(core, key, status);
                 let overdue = core.now + millis(core.config.want_timeout_ms);
-                asking.deadline = (want.want != 0 && home != core.me).then_some(overdue);
+                // Sent to and fro often enough: a repetition must not put off the end of that.
+                let pending = asking.deadline.filter(|_| asking.hops > super::MAX_HOPS);
+                let waits = want.want != 0 && home != core.me;
+                asking.deadline = waits.then(|| pending.unwrap_or(overdue));
                 core.stats.wants += 1;
                 core.send(home, Message::Want(want));
                 let next = asking.deadline.unwrap_or(core.now + RENEW);
