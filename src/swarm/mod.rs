@@ -43,9 +43,8 @@
 //! - any other chunk: the least loaded source, in the requester's zone if there is one, whole copies before nodes that
 //!   are themselves receiving. Those serve `fanout` others at most, so that a chunk spreads as a tree while it arrives,
 //!   and only while the table shows a holder or lessee at its root. A sole holder and seeds send each chunk to one node
-//!   at a time, an idle holder is the last choice while more want the stripe than hold the chunk, and none beside others
-//!   while it alone has some; a requester has at most four pulls in a stripe of chunks that none of those who take part
-//!   holds whole;
+//!   at a time, the lowest first, and an idle holder is no choice beside another holder in order; a requester has at most
+//!   four pulls in a stripe of chunks that none of those who take part holds whole;
 //! - nothing: wait. The empty answer says that the home is alive.
 //!
 //! | message | from, to | says |
@@ -63,8 +62,9 @@
 //! A stripe at its home is *due* (known, nobody asked yet), *waiting* (for those who may have been home) or *done*: only
 //! then does it grant leases. A chunk at a requester is wanted, queued, in the air from a peer or with a lease, or held.
 //!
-//! Between zones a chunk travels rarely: a requester whose zone has a source in order waits for it rather than be sent
-//! across the border. With `scope = "zone"` other zones are not in the view at all.
+//! Between zones a chunk travels once: a requester whose zone has a source in order, or somebody who is getting the chunk
+//! across and has spoken within a second, waits for that rather than be sent across the border. With `scope = "zone"`
+//! other zones are not in the view at all.
 //!
 //! Readers' chunks come first and in order, then the rarest of the window, which is wider the more nodes are interested.
 //! Where a home is asked seldom, a requester asks ahead of its room, and keeps the assignments until there is some.
