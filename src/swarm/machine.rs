@@ -381,6 +381,18 @@ mod tests {
     }
 
     #[test]
+    fn a_silent_home_is_passed_over_however_often_it_is_asked() {
+        let (mut swarm, content) = home_of_one_stripe(64);
+        swarm.core.config.want_timeout_ms = 1_000;
+        let redirect = Redirect { content, stripe: StripeIndex(0), home: OTHER };
+        said(&mut swarm, at(3), OTHER, Message::Redirect(redirect));
+        for ms in (4..1_500).step_by(10) {
+            swarm.handle_timeout(at(ms));
+        }
+        assert_eq!(swarm.stats().want_timeouts, 1);
+    }
+
+    #[test]
     fn a_home_that_died_unnoticed_is_replaced_by_what_all_others_know() {
         let mut swarm = Swarm::new(ME, Config::default(), 1);
         let nodes: Vec<NodeId> = (1..=8).map(|n| NodeId([n; 16])).collect();

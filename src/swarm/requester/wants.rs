@@ -251,10 +251,12 @@ impl Content {
         let due = if parting { Some(core.now) } else { asking.due(core, &status, home, interval) };
         match due {
             Some(due) if due <= core.now => {
+                // What is only repeated does not put off the deadline of what it repeats, nor does a home that only names
+                // others.
+                let repeats = status == asking.told || asking.hops > super::MAX_HOPS;
                 let want = asking.want(core, key, status);
                 let overdue = core.now + millis(core.config.want_timeout_ms);
-                // Sent to and fro often enough: a repetition must not put off the end of that.
-                let pending = asking.deadline.filter(|_| asking.hops > super::MAX_HOPS);
+                let pending = asking.deadline.filter(|_| repeats);
                 let waits = want.want != 0 && home != core.me;
                 asking.deadline = waits.then(|| pending.unwrap_or(overdue));
                 core.stats.wants += 1;
