@@ -419,6 +419,35 @@ mod tests {
     }
 
     #[test]
+    fn a_lone_node_whose_transfers_are_as_good_as_done_takes_one_more_lease() {
+        let mut swarm = Swarm::new(ME, Config::default(), 1);
+        let member =
+            |id| Member { id, zone: Zone::default(), seed: false, settled: true, capacity: DEFAULT_CAPACITY };
+        swarm.handle_event(at(0), Event::Members { members: vec![member(ME)], synced: true });
+        let content = ContentKey([7; 32]);
+        let layout = Layout::new(256 * 64, 64).unwrap();
+        swarm.handle_event(at(0), Event::Open { content, layout, have: ChunkSet::new() });
+        let wanted = ChunkSet::full(&layout);
+        swarm.handle_event(at(0), Event::Demand { content, wanted, cursors: vec![ChunkIndex(0)] });
+        let mut flows = Vec::new();
+        let mut taken = |swarm: &mut Swarm| {
+            let before = flows.len();
+            while let Some(action) = swarm.poll_action() {
+                if let Action::FetchFromOrigin { flow, .. } = action {
+                    flows.push(flow);
+                }
+            }
+            flows[before..].to_vec()
+        };
+        let first = taken(&mut swarm);
+        assert_eq!(first.len(), 16);
+        for flow in first {
+            swarm.handle_event(at(1), Event::FlowProgress { flow, received: 60 });
+        }
+        assert_eq!(taken(&mut swarm).len(), 1);
+    }
+
+    #[test]
     fn leases_that_several_homes_granted_at_once_are_given_back() {
         let mut swarm = Swarm::new(ME, Config::default(), 1);
         let member =

@@ -145,7 +145,7 @@ impl Requester {
     }
 
     fn accept(&mut self, core: &mut Core, key: ContentKey, chunk: ChunkIndex, source: Source) {
-        let is_full = self.origin_flows >= core.config.origin_flows;
+        let takes_lease = self.takes_lease(core, key);
         let Some(content) = self.contents.get_mut(&key) else { return };
         let wanted = content.is_wanted(chunk);
         let flight = content.flights.get(&chunk).copied();
@@ -158,7 +158,7 @@ impl Requester {
             return;
         }
         asking.told.assigned(chunk, leased);
-        if leased && is_full && content.flights.values().any(|flight| flight.from_origin) {
+        if leased && !takes_lease {
             // Each home was told of all the room there is, and several granted at once.
             asking.end(LeaseEnd::Released { bit: bit_of(chunk) });
             return;
@@ -217,11 +217,23 @@ impl Requester {
             of_node = of_node.min(u32::try_from(slots / 2).unwrap_or(u32::MAX).max(1));
             limit = limit.min(of_node);
         }
-        let flights = content.flights.values().filter(|flight| flight.from_origin).count() as u64;
-        let flights = flights.saturating_sub(self.nearly_done(content, true));
+        let flights = self.running_leases(content);
         let node = u64::from(of_node.saturating_sub(self.origin_flows)).max(u64::from(flights == 0));
         let free = u64::from(limit).saturating_sub(flights).min(node);
         u8::try_from(free.min(64)).unwrap_or(64)
+    }
+
+    /// Whether a lease can be started: always where [`Self::grants`] offers room for one, or it would be given back and
+    /// granted again for ever.
+    fn takes_lease(&self, core: &Core, key: ContentKey) -> bool {
+        let is_full = self.origin_flows >= core.config.origin_flows;
+        !is_full || self.contents.get(&key).is_some_and(|content| self.running_leases(content) == 0)
+    }
+
+    /// Transfers from the origin, but for those that are as good as done.
+    fn running_leases(&self, content: &Content) -> u64 {
+        let flights = content.flights.values().filter(|flight| flight.from_origin).count() as u64;
+        flights.saturating_sub(self.nearly_done(content, true))
     }
 
     fn nearly_done(&self, content: &Content, origin_only: bool) -> u64 {
