@@ -152,11 +152,17 @@ impl World {
             self.nodes[n].paused || self.nodes[n].speed < 0.5 || self.now - self.nodes[n].last_byte > SECOND
         };
         let stolen = ledger.holders[g] == 0 && ledger.fetching[g].iter().any(|n| hindered(*n));
+        let converging = self.scenario.views != Views::Known && self.now < ledger.converging_until;
+        let converged = ledger.again.get(&Cause::Converging).copied().unwrap_or(0);
         if stolen {
             Some(Cause::Stolen)
+        } else if converging && converged < self.share_of_chunks(1) {
+            // What both explain is counted where it may be, or a refusing origin, which explains no second fetch, would
+            // have to explain those of newcomers.
+            Some(Cause::Converging)
         } else if self.now < ledger.disturbed_until {
             Some(Cause::Disturbed)
-        } else if self.scenario.views != Views::Known && self.now < ledger.converging_until {
+        } else if converging {
             Some(Cause::Converging)
         } else if self.scenario.corrupt.iter().any(|percent| *percent > 0) {
             Some(Cause::Rotten)
@@ -248,11 +254,16 @@ impl World {
         }
     }
 
+    /// A few chunks, whatever there are.
+    fn share_of_chunks(&self, percent: u32) -> u32 {
+        self.ledger.fetches.len() as u32 * percent / 100 + 4
+    }
+
     /// Fetches beyond the first, by cause, against what each fault may cost.
     fn check_again(&self) {
         let count = |cause| self.ledger.again.get(&cause).copied().unwrap_or(0);
         let chunks = self.ledger.fetches.len() as u32;
-        let of = |percent: u32| chunks * percent / 100 + 4;
+        let of = |percent| self.share_of_chunks(percent);
         // A node's claims in flight, its home's stripe, and half a percent of what was fetched through it.
         let per_node = self.scenario.config.origin_flows + chunks / 200;
         let faults = self.ledger.crashes + self.ledger.pauses;
