@@ -66,7 +66,8 @@ impl World {
 
     fn plan_views(&mut self, n: usize, lag: u64) {
         let step = self.view_step();
-        let mut moments = std::collections::BTreeSet::new();
+        // Whoever finds nobody by then is alone.
+        let mut moments = std::collections::BTreeSet::from([(self.now + ALONE_AFTER).next_multiple_of(step)]);
         for other in 0..self.nodes.len() {
             let learns = self.learns(n, other, lag);
             moments.insert(learns.next_multiple_of(step));
