@@ -152,17 +152,11 @@ impl World {
             self.nodes[n].paused || self.nodes[n].speed < 0.5 || self.now - self.nodes[n].last_byte > SECOND
         };
         let stolen = ledger.holders[g] == 0 && ledger.fetching[g].iter().any(|n| hindered(*n));
-        let converging = self.scenario.views != Views::Known && self.now < ledger.converging_until;
-        let converged = ledger.again.get(&Cause::Converging).copied().unwrap_or(0);
         if stolen {
             Some(Cause::Stolen)
-        } else if converging && converged < self.share_of_chunks(1) {
-            // What both explain is counted where it may be, or a refusing origin, which explains no second fetch, would
-            // have to explain those of newcomers.
-            Some(Cause::Converging)
         } else if self.now < ledger.disturbed_until {
             Some(Cause::Disturbed)
-        } else if converging {
+        } else if self.scenario.views != Views::Known && self.now < ledger.converging_until {
             Some(Cause::Converging)
         } else if self.scenario.corrupt.iter().any(|percent| *percent > 0) {
             Some(Cause::Rotten)
@@ -219,8 +213,10 @@ impl World {
         let (mut rows, mut leases) = (0, 0);
         for (n, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.up) {
             let stats = node.swarm.stats();
-            // Twice the slots where nothing is read.
-            let slots = 2 * (config.upload_slots * u32::from(self.scenario.capacity[n]) / 10);
+            let reads = node.progress.iter().any(|p| p.opened.is_some() && p.finished.is_none());
+            // Twice as many where nothing is read.
+            let idle = if reads { 1 } else { 2 };
+            let slots = idle * (config.upload_slots * u32::from(self.scenario.capacity[n]) / 10);
             rows = rows.max(stats.home_rows);
             leases += stats.leases;
             let within = stats.inflight_bytes <= inflight
@@ -254,26 +250,22 @@ impl World {
         }
     }
 
-    /// A few chunks, whatever there are.
-    fn share_of_chunks(&self, percent: u32) -> u32 {
-        self.ledger.fetches.len() as u32 * percent / 100 + 4
-    }
-
     /// Fetches beyond the first, by cause, against what each fault may cost.
     fn check_again(&self) {
         let count = |cause| self.ledger.again.get(&cause).copied().unwrap_or(0);
         let chunks = self.ledger.fetches.len() as u32;
-        let of = |percent| self.share_of_chunks(percent);
+        let of = |percent: u32| chunks * percent / 100 + 4;
         // A node's claims in flight, its home's stripe, and half a percent of what was fetched through it.
         let per_node = self.scenario.config.origin_flows + chunks / 200;
         let faults = self.ledger.crashes + self.ledger.pauses;
         let parts = self.ledger.partitions * chunks;
+        let alone = (self.ledger.out_of_reach.len() as u32).min(self.ledger.pauses * per_node);
         let disturbed = if self.ledger.disturbed_until == u64::MAX { of(5) + self.ledger.unheard } else { 0 };
         let limits = [
             (Cause::OtherZone, (self.scenario.zones as u32 - 1) * chunks),
             (Cause::Converging, of(1)),
             (Cause::Rotten, of(10)),
-            (Cause::OutOfReach, parts + self.ledger.out_of_reach.len() as u32 + disturbed),
+            (Cause::OutOfReach, parts + alone + disturbed),
             (Cause::Stolen, faults * per_node + of(5)),
             (Cause::Disturbed, (faults + 4 * self.ledger.partitions) * per_node + disturbed),
         ];
