@@ -194,8 +194,8 @@ fn take(stripe: &mut Stripe, id: RowId, bit: u8) {
 }
 
 /// The chosen source, and whole copies to fall back on. Only whole ones: a fallback enters the table's books when the
-/// requester tells of it, and until then only a whole copy can never depend on the requester. And none that is spared: a requester that found its source
-/// not begun would run to it, past everybody.
+/// requester tells of it, and until then only a whole copy can never depend on the requester. And none that is spared: a
+/// requester that found its source not begun would run to it, past everybody.
 fn candidates(stripe: &Stripe, bit: u8, sources: &[RowId]) -> Vec<Candidate> {
     let candidate = |id: &RowId| {
         let row = stripe.row(*id);
