@@ -222,6 +222,10 @@ mod tests {
     const ME: NodeId = NodeId([1; 16]);
     const OTHER: NodeId = NodeId([2; 16]);
 
+    fn member(id: NodeId) -> Member {
+        Member { id, zone: Zone::default(), seed: false, settled: true, capacity: DEFAULT_CAPACITY }
+    }
+
     fn at(ms: u64) -> Time {
         Time(ms * 1_000)
     }
@@ -229,8 +233,6 @@ mod tests {
     /// Two settled nodes and a content whose only stripe this one is home of.
     fn home_of_one_stripe(chunks: u64) -> (Swarm, ContentKey) {
         let mut swarm = Swarm::new(ME, Config::default(), 1);
-        let member =
-            |id| Member { id, zone: Zone::default(), seed: false, settled: true, capacity: DEFAULT_CAPACITY };
         swarm.handle_event(at(0), Event::Members { members: vec![member(ME), member(OTHER)], synced: true });
         let mine = |n| {
             swarm.core.view.home(StripeKey { content: ContentKey([n; 32]), stripe: StripeIndex(0) }) == ME
@@ -396,8 +398,6 @@ mod tests {
     fn a_home_that_died_unnoticed_is_replaced_by_what_all_others_know() {
         let mut swarm = Swarm::new(ME, Config::default(), 1);
         let nodes: Vec<NodeId> = (1..=8).map(|n| NodeId([n; 16])).collect();
-        let member =
-            |id| Member { id, zone: Zone::default(), seed: false, settled: true, capacity: DEFAULT_CAPACITY };
         let members = || nodes.iter().copied().map(member).collect();
         swarm.handle_event(at(0), Event::Members { members: members(), synced: true });
         let key = |n| StripeKey { content: ContentKey([n; 32]), stripe: StripeIndex(0) };
@@ -421,8 +421,6 @@ mod tests {
     #[test]
     fn a_lone_node_whose_transfers_are_as_good_as_done_takes_one_more_lease() {
         let mut swarm = Swarm::new(ME, Config::default(), 1);
-        let member =
-            |id| Member { id, zone: Zone::default(), seed: false, settled: true, capacity: DEFAULT_CAPACITY };
         swarm.handle_event(at(0), Event::Members { members: vec![member(ME)], synced: true });
         let content = ContentKey([7; 32]);
         let layout = Layout::new(256 * 64, 64).unwrap();
@@ -450,8 +448,6 @@ mod tests {
     #[test]
     fn leases_that_several_homes_granted_at_once_are_given_back() {
         let mut swarm = Swarm::new(ME, Config::default(), 1);
-        let member =
-            |id| Member { id, zone: Zone::default(), seed: false, settled: true, capacity: DEFAULT_CAPACITY };
         swarm.handle_event(at(0), Event::Members { members: vec![member(ME), member(OTHER)], synced: true });
         let of_other = |n| {
             let home = |stripe| {
