@@ -214,14 +214,14 @@ impl World {
         for (n, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.up) {
             let stats = node.swarm.stats();
             let reads = node.progress.iter().any(|p| p.opened.is_some() && p.finished.is_none());
-            // Twice as many where nothing is read.
-            let idle = if reads { 1 } else { 2 };
-            let slots = idle * (config.upload_slots * u32::from(self.scenario.capacity[n]) / 10);
+            let slots = u64::from(config.upload_slots * u32::from(self.scenario.capacity[n]) / 10).max(1);
+            // Twice as many where nothing is read, and these may end after somebody has begun to.
+            let uploads = if reads { slots.max(node.uploads_before) } else { 2 * slots };
             rows = rows.max(stats.home_rows);
             leases += stats.leases;
             let within = stats.inflight_bytes <= inflight
                 && stats.queued_assignments <= 64 * readers
-                && stats.uploads <= u64::from(slots.max(1))
+                && stats.uploads <= uploads
                 && stats.home_stripes <= config.max_home_stripes as u64;
             if !within {
                 self.fail_run(&format!("node {n} is out of bounds: {stats:?}"));

@@ -117,6 +117,8 @@ pub(super) struct Node {
     pub(super) flows: HashMap<FlowId, usize>,
     pub(super) progress: Vec<Progress>,
     pub(super) last_byte: u64,
+    /// Uploads that ran when somebody here last began to read.
+    pub(super) uploads_before: u64,
     /// When its next wake-up is queued.
     pub(super) timer: Option<u64>,
     pub(super) inbox: (u64, u32),
@@ -387,6 +389,7 @@ impl World {
     pub(super) fn open(&mut self, n: usize, blob: usize) {
         let (content, layout) = (content_key(blob), self.layouts[blob]);
         let have = self.stored(n, blob);
+        self.nodes[n].uploads_before = self.nodes[n].swarm.stats().uploads;
         self.event(n, Event::Open { content, layout, have });
         self.read_on(n, blob);
         if self.nodes[n].progress[blob].held == self.scenario.blobs[blob].chunks {
@@ -584,6 +587,7 @@ impl Node {
             flows: HashMap::new(),
             progress: vec![Progress::default(); scenario.blobs.len()],
             last_byte: 0,
+            uploads_before: 0,
             timer: None,
             inbox: (0, 0),
         }
