@@ -164,7 +164,7 @@ fn pull(stripe: &mut Stripe, core: &mut Core, id: RowId, assignments: &mut Vec<A
 fn must_wait(stripe: &Stripe, frontier: u64, bit: u8, id: RowId) -> bool {
     let row = stripe.row(id);
     let at_the_frontier = (frontier & !row.urgent) >> bit & 1 == 1;
-    let is_awaited = stripe.chunk(bit).children(id) > 0;
+    let is_awaited = stripe.children(bit, id) > 0;
     at_the_frontier && !is_awaited && (row.pulling & frontier).count_ones() >= MAX_FRONTIER_PULLS
 }
 
@@ -181,7 +181,7 @@ fn pull_order(stripe: &Stripe, core: &mut Core, frontier: u64, id: RowId) -> Vec
         let chunk = stripe.chunk(*bit);
         let at_the_frontier = frontier >> bit & 1 == 1;
         let tie = if at_the_frontier { u64::from(*bit) } else { mix(salt ^ u64::from(*bit)) };
-        (chunk.children(id) == 0, at_the_frontier, chunk.sources.len(), tie)
+        (stripe.children(*bit, id) == 0, at_the_frontier, chunk.sources.len(), tie)
     });
     bits(possible & row.urgent).chain(rest).collect()
 }
@@ -318,11 +318,11 @@ fn is_spared(stripe: &Stripe, bit: u8, source: RowId) -> bool {
 
 /// `None` when the source has no capacity for this requester now.
 fn score(stripe: &Stripe, core: &Core, bit: u8, source: RowId) -> Option<Score> {
-    let (chunk, row) = (stripe.chunk(bit), stripe.row(source));
+    let row = stripe.row(source);
     let member = row.standing.member.as_ref()?;
     let complete = row.have >> bit & 1 == 1;
     let unique = is_unique(stripe, bit, source);
-    let children = chunk.children(source);
+    let children = stripe.children(bit, source);
     // A node that wants nothing itself and alone has the chunk is where the others start from.
     let is_origin = member.seed || (unique && !row.is_interested());
     let sole_slots = core.config.sole_slots(stripe.interested());

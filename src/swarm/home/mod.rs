@@ -5,6 +5,7 @@
 
 mod assign;
 mod budget;
+mod by_bit;
 mod handover;
 mod leases;
 mod stripe;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::by_bit::ByBit;
 use crate::content::{ChunkDigest, NodeId, STRIPE_CHUNKS};
 use crate::swarm::member::Member;
 use crate::swarm::time::Time;
@@ -58,6 +59,12 @@ pub(super) struct Row {
     pub(super) wants: u32,
     /// Pulls that have this node as their parent.
     pub(super) serving: u32,
+    /// The same, chunk by chunk.
+    children: ByBit<u32>,
+    /// Whom it pulls from; unknown when this home learnt of the pull from a want.
+    parents: ByBit<Option<RowId>>,
+    /// Chunks that it is a source of.
+    offered: u64,
     /// Not a source until then: it was busy or broken.
     pub(super) sour_until: Time,
     /// How often it was found broken since it last spoke.
@@ -92,18 +99,9 @@ pub(super) struct Chunk {
     pub(super) sources: Vec<RowId>,
     /// Rows that hold it whole.
     pub(super) holders: u32,
-    /// Who pulls it, and from whom; the parent is unknown when this home learnt of the pull from a want.
-    pulls: BTreeMap<RowId, Option<RowId>>,
-    children: BTreeMap<RowId, u32>,
     pub(super) lease: Option<Lease>,
     pub(super) steals: u8,
     pub(super) digest: Option<ChunkDigest>,
-}
-
-impl Chunk {
-    pub(super) fn children(&self, parent: RowId) -> u32 {
-        self.children.get(&parent).copied().unwrap_or(0)
-    }
 }
 
 /// Chunks for which no source had capacity when last tried, for each zone of those who asked.
@@ -184,8 +182,19 @@ impl Stripe {
         if self.sole == 0 {
             return !self.held;
         }
-        let idle = self.rows().filter(|row| row.have & self.sole != 0 && !row.is_interested());
-        !self.held | idle.fold(0, |sole, row| sole | (row.have & self.sole))
+        let idle = |bit: &u8| self.holder(*bit).is_some_and(|row| !row.is_interested());
+        !self.held | bits(self.sole).filter(idle).fold(0, |sole, bit| sole | 1 << bit)
+    }
+
+    /// One that holds the chunk whole.
+    fn holder(&self, bit: u8) -> Option<&Row> {
+        let mut sources = self.chunk(bit).sources.iter().map(|id| self.row(*id));
+        sources.find(|row| row.have >> bit & 1 == 1)
+    }
+
+    /// Pulls of this chunk from that node.
+    pub(super) fn children(&self, bit: u8, parent: RowId) -> u32 {
+        self.row(parent).children.get(bit).unwrap_or(0)
     }
 
     pub(super) fn chunk(&self, bit: u8) -> &Chunk {
@@ -199,9 +208,9 @@ impl Stripe {
     /// Whether the bytes that `source` passes on come from somewhere: a holder or a lessee, over reachable nodes, and not
     /// over `child`, which would close a circle.
     pub(super) fn is_fed(&self, bit: u8, source: RowId, child: RowId) -> bool {
-        let (chunk, mut id) = (self.chunk(bit), source);
+        let mut id = source;
         // The books hold no circle; the bound makes the loop's end independent of that.
-        for _ in 0..=chunk.pulls.len() {
+        for _ in 0..=self.rows.len() {
             let row = self.row(id);
             if id == child || !row.standing.reachable {
                 return false;
@@ -209,10 +218,8 @@ impl Stripe {
             if (row.have | row.leased) >> bit & 1 == 1 {
                 return true;
             }
-            match chunk.pulls.get(&id) {
-                Some(Some(parent)) => id = *parent,
-                _ => return false,
-            }
+            let Some(Some(parent)) = row.parents.get(bit) else { return false };
+            id = parent;
         }
         false
     }
@@ -220,14 +227,12 @@ impl Stripe {
     /// Whether somebody else in the zone of `child`, who has spoken lately, is getting the chunk from one that has it.
     pub(super) fn is_crossing(&self, bit: u8, child: RowId, now: Time) -> bool {
         let zone = self.row(child).standing.zone;
-        let brings = |id: RowId| {
-            let row = self.row(id);
+        let brings = |id: RowId, row: &Row| {
+            let gets = (row.leased | row.pulling) >> bit & 1 == 1;
             let speaks = row.standing.prompt && now.since(row.heard) < SPEAKS;
-            row.standing.zone == zone && speaks && self.is_fed(bit, id, child)
+            gets && row.standing.zone == zone && speaks && self.is_fed(bit, id, child)
         };
-        let chunk = self.chunk(bit);
-        let lessee = chunk.lease.map(|lease| lease.row);
-        lessee.into_iter().chain(chunk.pulls.keys().copied()).any(brings)
+        self.index.values().any(|id| brings(*id, self.row(*id)))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -281,6 +286,9 @@ impl Stripe {
             sent: Vec::new(),
             wants: 0,
             serving: 0,
+            children: ByBit::default(),
+            parents: ByBit::default(),
+            offered: 0,
             sour_until: Time::default(),
             breaks: 0,
             heard: Time::default(),
@@ -322,9 +330,9 @@ impl Stripe {
         self.interrupt(id);
         self.set_have(id, 0);
         self.update(id, |row| row.want = 0);
-        for chunk in &mut self.chunks {
-            chunk.children.remove(&id);
-            chunk.pulls.values_mut().filter(|parent| **parent == Some(id)).for_each(|parent| *parent = None);
+        for bit in bits(self.row(id).children.bits()) {
+            let orphans = self.rows.iter_mut().flatten().filter(|row| row.parents.get(bit) == Some(Some(id)));
+            orphans.for_each(|row| row.parents.set(bit, None));
         }
         self.index.remove(&node);
         self.rows[id as usize] = None;
@@ -394,11 +402,14 @@ impl Stripe {
     /// `child` gets the chunk from `parent`; from an unknown one it is not offered to others, because that might
     /// close a circle.
     pub(super) fn begin_pull(&mut self, bit: u8, child: RowId, parent: Option<RowId>) {
-        self.chunk_mut(bit).pulls.insert(child, parent);
-        self.update(child, |row| row.pulling |= 1 << bit);
+        self.update(child, |row| {
+            row.pulling |= 1 << bit;
+            row.parents.set(bit, parent);
+        });
         if let Some(parent) = parent {
-            *self.chunk_mut(bit).children.entry(parent).or_default() += 1;
-            self.row_mut(parent).serving += 1;
+            let row = self.row_mut(parent);
+            row.children.set(bit, row.children.get(bit).unwrap_or(0) + 1);
+            row.serving += 1;
             self.add_source(bit, child);
             self.saturated.clear(1 << bit);
         }
@@ -407,24 +418,20 @@ impl Stripe {
     /// `child` gets the chunk from another source than it was sent to: a whole copy, so that no circle can close.
     pub(super) fn move_pull(&mut self, bit: u8, child: RowId, source: NodeId) {
         let Some(parent) = self.find(source).filter(|id| self.row(*id).have >> bit & 1 == 1) else { return };
-        if self.chunk(bit).pulls.contains_key(&child) {
+        if self.row(child).parents.get(bit).is_some() {
             self.end_pull(bit, child);
             self.begin_pull(bit, child, Some(parent));
         }
     }
 
     pub(super) fn end_pull(&mut self, bit: u8, child: RowId) {
-        let Some(parent) = self.chunk_mut(bit).pulls.remove(&child) else { return };
+        let Some(parent) = self.row_mut(child).parents.take(bit) else { return };
         self.update(child, |row| row.pulling &= !(1 << bit));
         if let Some(parent) = parent {
-            let chunk = self.chunk_mut(bit);
-            match chunk.children.get_mut(&parent) {
-                Some(count) if *count > 1 => *count -= 1,
-                _ => {
-                    chunk.children.remove(&parent);
-                }
-            }
             let row = self.row_mut(parent);
+            if let Some(others) = row.children.take(bit).filter(|count| *count > 1) {
+                row.children.set(bit, others - 1);
+            }
             row.serving = row.serving.saturating_sub(1);
             let serves = row.have | row.pulling | row.leased;
             self.saturated.clear(serves);
@@ -460,7 +467,7 @@ impl Stripe {
         let Some(id) = self.find(node) else { return };
         let have = self.row(id).have & !(1 << bit);
         self.set_have(id, have);
-        self.chunk_mut(bit).sources.retain(|source| *source != id);
+        self.drop_source(bit, id);
     }
 
     /// The node is only about to receive this chunk; it is a source again as soon as it says that it has begun. What it
@@ -469,7 +476,7 @@ impl Stripe {
     pub(super) fn has_not_begun(&mut self, bit: u8, node: NodeId) {
         let Some(id) = self.find(node) else { return };
         if self.row(id).have >> bit & 1 == 0 {
-            self.chunk_mut(bit).sources.retain(|source| *source != id);
+            self.drop_source(bit, id);
         }
     }
 
@@ -477,7 +484,7 @@ impl Stripe {
     pub(super) fn postpone_pull(&mut self, bit: u8, child: RowId) {
         self.confirm_pull(bit, child);
         if (self.row(child).have | self.row(child).leased) >> bit & 1 == 0 {
-            self.chunk_mut(bit).sources.retain(|source| *source != child);
+            self.drop_source(bit, child);
         }
     }
 
@@ -490,7 +497,7 @@ impl Stripe {
 
     /// A pull of this table that the node confirms: it can be a parent again after it was found lacking.
     pub(super) fn confirm_pull(&mut self, bit: u8, child: RowId) {
-        match self.chunk(bit).pulls.get(&child) {
+        match self.row(child).parents.get(bit) {
             None => self.begin_pull(bit, child, None),
             Some(Some(_)) => self.add_source(bit, child),
             Some(None) => {}
@@ -508,19 +515,28 @@ impl Stripe {
     }
 
     fn add_source(&mut self, bit: u8, id: RowId) {
-        let sources = &mut self.chunk_mut(bit).sources;
-        if !sources.contains(&id) {
-            sources.push(id);
+        let row = self.row_mut(id);
+        if row.offered >> bit & 1 == 0 {
+            row.offered |= 1 << bit;
+            self.chunk_mut(bit).sources.push(id);
             self.saturated.clear(1 << bit);
+        }
+    }
+
+    fn drop_source(&mut self, bit: u8, id: RowId) {
+        let row = self.row_mut(id);
+        if row.offered >> bit & 1 == 1 {
+            row.offered &= !(1 << bit);
+            self.chunk_mut(bit).sources.retain(|source| *source != id);
         }
     }
 
     fn drop_source_unless_active(&mut self, bit: u8, id: RowId) {
         let row = self.row(id);
         let holds = (row.have | row.leased) >> bit & 1 == 1;
-        let pulls = matches!(self.chunk(bit).pulls.get(&id), Some(Some(_)));
+        let pulls = matches!(row.parents.get(bit), Some(Some(_)));
         if !holds && !pulls {
-            self.chunk_mut(bit).sources.retain(|source| *source != id);
+            self.drop_source(bit, id);
         }
     }
 }
@@ -554,12 +570,24 @@ mod tests {
                 assert_eq!(chunk.holders as usize, holders);
                 assert_eq!(self.held >> bit & 1 == 1, holders > 0);
                 assert_eq!(self.sole >> bit & 1 == 1, holders == 1);
-                for parent in chunk.pulls.values().flatten() {
-                    *serving.entry(*parent).or_default() += 1;
+                let mut children = BTreeMap::<RowId, u32>::new();
+                for row in self.rows() {
+                    assert_eq!(row.parents.get(bit).is_some(), row.pulling >> bit & 1 == 1);
+                    row.parents
+                        .get(bit)
+                        .flatten()
+                        .into_iter()
+                        .for_each(|id| *children.entry(id).or_default() += 1);
                 }
                 for source in &chunk.sources {
                     let row = self.row(*source);
                     assert_ne!((row.have | row.leased | row.pulling) >> bit & 1, 0);
+                }
+                for id in self.index.values() {
+                    assert_eq!(self.children(bit, *id), children.get(id).copied().unwrap_or(0));
+                    let sources = chunk.sources.iter().filter(|source| *source == id).count();
+                    assert_eq!(sources, usize::from(self.row(*id).offered >> bit & 1 == 1));
+                    *serving.entry(*id).or_default() += self.children(bit, *id);
                 }
                 assert_eq!(self.leased >> bit & 1 == 1, chunk.lease.is_some());
             }
