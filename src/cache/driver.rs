@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::content::{Attestation, ChunkIndex, ChunkSet, ContentKey, NodeId};
+use crate::content::{Attestation, ChunkIndex, ChunkSet, ContentKey, NodeId, StripeIndex};
 use crate::origin::OriginError;
 use crate::store::{Entry, Loss};
 use crate::swarm::membership::PeerBook;
@@ -70,6 +70,11 @@ pub(super) enum Command {
     Progress {
         flow: FlowId,
         received: u32,
+    },
+    /// The peer that serves the flow has these chunks too.
+    SourceHolds {
+        flow: FlowId,
+        also: Vec<(StripeIndex, u64)>,
     },
     Ended {
         flow: FlowId,
@@ -229,7 +234,7 @@ impl Driver {
             Command::Admit { peer, key, chunk, reply } => {
                 let now = self.now();
                 let admission = self.swarm.upload_requested(now, peer, key, chunk);
-                if reply.send(admission).is_err() && admission == Admission::Serve {
+                if let Err(Admission::Serve { .. }) = reply.send(admission) {
                     self.swarm.upload_ended(now);
                 }
             }
@@ -241,6 +246,11 @@ impl Driver {
             Command::Progress { flow, received } => {
                 if self.flows.contains_key(&flow) {
                     self.tell(Event::FlowProgress { flow, received });
+                }
+            }
+            Command::SourceHolds { flow, also } => {
+                if self.flows.contains_key(&flow) {
+                    self.tell(Event::SourceHolds { flow, also });
                 }
             }
             Command::Ended { flow, received, outcome } => self.ended(flow, received, outcome),

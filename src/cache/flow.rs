@@ -124,7 +124,10 @@ impl Flow {
             .await?
             .map_err(broken)?;
         let len = match response {
-            ChunkResponse::Serving { len } => len,
+            ChunkResponse::Serving { len, also } => {
+                self.meter.source_holds(also);
+                len
+            }
             ChunkResponse::Busy => return Err(FlowError::Busy),
             ChunkResponse::NotFound => return Err(FlowError::NotFound),
         };

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use crate::content::StripeIndex;
 use crate::swarm::FlowId;
 
 use super::driver::Command;
@@ -25,6 +26,13 @@ pub(super) struct Meter {
 impl Meter {
     pub(super) fn new(flow: FlowId, commands: mpsc::Sender<Command>) -> Self {
         Self { flow, commands, reported: 0, at: Instant::now() }
+    }
+
+    /// The source says what else it has. Lost when the driver is behind: then it only asks the home.
+    pub(super) fn source_holds(&self, also: Vec<(StripeIndex, u64)>) {
+        if !also.is_empty() {
+            let _ = self.commands.try_send(Command::SourceHolds { flow: self.flow, also });
+        }
     }
 
     /// Every byte is here: from now on the disk is waited for, not the source. Never lost.

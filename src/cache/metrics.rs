@@ -95,9 +95,10 @@ impl Metrics {
     }
 }
 
-const fn counts(s: &swarm::Stats) -> [(&'static str, u64); 23] {
+const fn counts(s: &swarm::Stats) -> [(&'static str, u64); 24] {
     [
         ("peer_flows", s.peer_flows),
+        ("follow_ons", s.follow_ons),
         ("leased_flows", s.leased_flows),
         ("last_resort_flows", s.last_resort_flows),
         ("failed_flows", s.failed_flows),

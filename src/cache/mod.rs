@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::content::{ByteRange, ChunkIndex, ContentId, ContentKey, Layout, NodeId};
+use crate::content::{ByteRange, ChunkIndex, ContentId, ContentKey, Layout, NodeId, StripeIndex};
 use crate::origin::Source;
 use crate::store::{Entry, Pin, PlaceError, PlaceOptions, Placement, Store, Summary};
 use crate::swarm::membership::PeerBook;
@@ -279,7 +279,7 @@ impl Cache {
         let (reply, answer) = oneshot::channel();
         let asked = self.shared.commands.send(Command::Admit { peer, key, chunk, reply }).await;
         match asked.ok().and(answer.await.ok()) {
-            Some(Admission::Serve) => Ok(UploadPermit(Arc::clone(&self.shared))),
+            Some(Admission::Serve { also }) => Ok(UploadPermit { shared: Arc::clone(&self.shared), also }),
             Some(Admission::NotFound) => Err(Refusal::NotFound),
             // No answer: the engine is shutting down.
             Some(Admission::Busy) | None => Err(Refusal::Busy),
@@ -420,7 +420,11 @@ impl Content {
 }
 
 /// An upload the swarm admitted.
-pub struct UploadPermit(Arc<Shared>);
+pub struct UploadPermit {
+    shared: Arc<Shared>,
+    /// What else to tell the peer that is here.
+    pub also: Vec<(StripeIndex, u64)>,
+}
 
 /// Why a peer does not get a chunk now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -433,6 +437,6 @@ pub enum Refusal {
 
 impl Drop for UploadPermit {
     fn drop(&mut self) {
-        self.0.end_upload();
+        self.shared.end_upload();
     }
 }

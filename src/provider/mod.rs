@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use crate::cache::{Cache, Feed, ReadError, Refusal};
-use crate::content::NodeId;
+use crate::content::{NodeId, StripeIndex};
 use crate::transport::{FrameError, RecvStream, SendStream};
 use crate::wire::{self, ChunkRequest, ChunkResponse, ChunkTrailer};
 
@@ -124,7 +124,7 @@ impl Provider {
         let Ok(_slot) = self.slots.try_acquire() else {
             return self.refuse(send, ChunkResponse::Busy, "busy").await;
         };
-        let _permit = match self.cache.admit(from, request.content, request.chunk).await {
+        let mut permit = match self.cache.admit(from, request.content, request.chunk).await {
             Ok(permit) => permit,
             Err(Refusal::Busy) => return self.refuse(send, ChunkResponse::Busy, "busy").await,
             Err(Refusal::NotFound) => return self.refuse(send, ChunkResponse::NotFound, "not_found").await,
@@ -135,7 +135,7 @@ impl Provider {
         };
         self.metrics.count("serving");
         self.metrics.serving.inc();
-        let outcome = self.stream(from, send, feed, request.offset).await;
+        let outcome = self.stream(from, send, feed, request.offset, std::mem::take(&mut permit.also)).await;
         self.metrics.serving.dec();
         outcome
     }
@@ -146,9 +146,10 @@ impl Provider {
         send: &mut SendStream,
         mut feed: Feed,
         offset: u32,
+        also: Vec<(StripeIndex, u64)>,
     ) -> Result<(), ServeError> {
         let end = feed.len();
-        self.write(send, wire::encode(&ChunkResponse::Serving { len: end - offset })).await?;
+        self.write(send, wire::encode(&ChunkResponse::Serving { len: end - offset, also })).await?;
         let mut at = offset;
         while at < end {
             let piece = feed.next(at, end).await?;

@@ -1,6 +1,8 @@
 //! What goes into the machine and what comes out.
 
-use crate::content::{Attestation, ChunkDigest, ChunkIndex, ChunkSet, ContentKey, Layout, NodeId};
+use crate::content::{
+    Attestation, ChunkDigest, ChunkIndex, ChunkSet, ContentKey, Layout, NodeId, StripeIndex,
+};
 use crate::wire::Message;
 
 use super::member::Member;
@@ -51,6 +53,9 @@ pub enum Event {
     /// Nobody reads it any longer. Pulls are cancelled, leases in flight are finished.
     Close { content: ContentKey },
 
+    /// The peer that serves the flow also has these chunks, as
+    /// [`ChunkResponse::Serving`](crate::wire::ChunkResponse::Serving) says.
+    SourceHolds { flow: FlowId, also: Vec<(StripeIndex, u64)> },
     /// `received` contiguous bytes of the chunk, from its start (not from the flow's offset), are here. Report at
     /// least every 100 ms while bytes arrive, and not more often than every 64 KiB.
     FlowProgress { flow: FlowId, received: u32 },
@@ -116,11 +121,14 @@ pub enum Action {
 }
 
 /// Verdict on a peer's chunk request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// Serve it, from the store or from the flow that is bringing it, and call
     /// [`upload_ended`](super::Swarm::upload_ended) once when done or failed.
-    Serve,
+    Serve {
+        /// What to say that is here too.
+        also: Vec<(StripeIndex, u64)>,
+    },
     /// Answer [`ChunkResponse::Busy`](crate::wire::ChunkResponse::Busy).
     Busy,
     /// Answer [`ChunkResponse::NotFound`](crate::wire::ChunkResponse::NotFound).

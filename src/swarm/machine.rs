@@ -80,16 +80,19 @@ impl Swarm {
             self.core.stats.uploads_early += u64::from(self.requester.asked_too_early(content, chunk));
             return Admission::NotFound;
         }
+        let myself = self.core.view.member(self.core.me);
         let slots = self.core.config.upload_slots;
-        let slots =
-            self.core.view.member(self.core.me).map_or(slots, |myself: &Member| scaled(slots, myself));
+        let slots = myself.map_or(slots, |myself| scaled(slots, myself));
         let slots = if self.requester.is_idle() { slots * 2 } else { slots };
         if self.uploads >= slots {
             self.core.stats.uploads_refused += 1;
             return Admission::Busy;
         }
+        // A seed is an origin to the others: what leaves it, the homes decide.
+        let is_seed = myself.is_some_and(|myself| myself.seed);
+        let also = if is_seed { Vec::new() } else { self.requester.holds_around(content, chunk) };
         self.uploads += 1;
-        Admission::Serve
+        Admission::Serve { also }
     }
 
     /// An admitted upload is over, however it ended.
@@ -176,6 +179,7 @@ impl Swarm {
             Event::Open { content, layout, have } => requester.on_open(core, content, layout, have),
             Event::Demand { content, wanted, cursors } => requester.on_demand(core, content, wanted, cursors),
             Event::Close { content } => requester.on_close(core, content),
+            Event::SourceHolds { flow, also } => requester.on_source_holds(flow, also),
             Event::FlowProgress { flow, received } => requester.on_flow_progress(core, flow, received),
             Event::FlowDone { flow, attestation, kept } => {
                 requester.on_flow_done(core, flow, attestation, kept);
@@ -215,9 +219,9 @@ const fn is_stale(message: &Message) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::content::{ChunkSet, Layout};
+    use crate::content::{Attestation, ChunkDigest, ChunkSet, Layout};
     use crate::swarm::member::{DEFAULT_CAPACITY, Zone};
-    use crate::wire::{Answer, Ask, Assignment, Redirect, Source, Table, TableRow, Want};
+    use crate::wire::{Answer, Ask, Assignment, Candidate, Redirect, Source, Table, TableRow, Want};
 
     const ME: NodeId = NodeId([1; 16]);
     const OTHER: NodeId = NodeId([2; 16]);
@@ -477,6 +481,57 @@ mod tests {
             }
         }
         assert_eq!((fetched, released), (16, 8));
+    }
+
+    /// What this node, which reads four chunks that the other is home of, fetches when the first has come from a third that
+    /// says it has two more.
+    fn followed(third: &Member) -> Vec<(NodeId, ChunkIndex)> {
+        let mut swarm = Swarm::new(ME, Config::default(), 1);
+        let members = vec![member(ME), member(OTHER), third.clone()];
+        swarm.handle_event(at(0), Event::Members { members, synced: true });
+        let of_other = |n| swarm.home_of(ContentKey([n; 32]), StripeIndex(0)) == OTHER;
+        let content = ContentKey([(0..=255).find(|n| of_other(*n)).unwrap(); 32]);
+        let layout = Layout::new(4 * 8, 8).unwrap();
+        swarm.handle_event(at(0), Event::Open { content, layout, have: ChunkSet::new() });
+        let wanted = ChunkSet::full(&layout);
+        swarm.handle_event(at(0), Event::Demand { content, wanted, cursors: vec![ChunkIndex(0)] });
+        let candidates = vec![Candidate { node: third.id, complete: true }];
+        let assignments = vec![Assignment { bit: 0, source: Source::Peers { candidates, digest: None } }];
+        let answer = Answer { content, stripe: StripeIndex(0), number: 1, interested: 3, assignments };
+        said(&mut swarm, at(1), OTHER, Message::Answer(answer));
+        let fetches = |swarm: &mut Swarm| {
+            let actions = std::iter::from_fn(|| swarm.poll_action());
+            let fetch = |action| match action {
+                Action::FetchFromPeer { flow, peer, chunk, .. } => Some((flow, peer, chunk)),
+                _ => None,
+            };
+            actions.filter_map(fetch).collect::<Vec<_>>()
+        };
+        let (flow, ..) = fetches(&mut swarm)[0];
+        swarm.handle_event(at(2), Event::SourceHolds { flow, also: vec![(StripeIndex(0), 0b1101)] });
+        let attestation = Attestation { digest: ChunkDigest([0; 32]), attester: third.id };
+        swarm.handle_event(at(3), Event::FlowDone { flow, attestation, kept: true });
+        fetches(&mut swarm).into_iter().map(|(_, peer, chunk)| (peer, chunk)).collect()
+    }
+
+    #[test]
+    fn a_source_that_has_more_is_asked_on() {
+        let third = member(NodeId([3; 16]));
+        assert_eq!(followed(&third), [(third.id, ChunkIndex(2))], "the first that a reader lacks");
+        let elsewhere = Member { zone: Zone::new("b").unwrap(), ..third };
+        assert_eq!(followed(&elsewhere), [], "somebody in this zone may have it");
+    }
+
+    #[test]
+    fn only_a_node_that_reads_says_what_else_it_has() {
+        let (mut swarm, content) = home_of_one_stripe(4);
+        let layout = Layout::new(4 * 8, 8).unwrap();
+        let have: ChunkSet = [0, 2].map(ChunkIndex).into_iter().collect();
+        swarm.handle_event(at(1), Event::Stored { content, layout, have });
+        let said = |swarm: &mut Swarm| swarm.upload_requested(at(2), OTHER, content, ChunkIndex(0));
+        assert_eq!(said(&mut swarm), Admission::Serve { also: vec![(StripeIndex(0), 0b101)] });
+        swarm.handle_event(at(2), Event::Close { content });
+        assert_eq!(said(&mut swarm), Admission::Serve { also: Vec::new() });
     }
 
     /// Number of the last answer to a want, and the leases in all of them.

@@ -24,6 +24,7 @@
 //! | a first reader opens a content | `Open`, then `Demand` |
 //! | readers come, go, or move to another chunk | `Demand` (once per chunk passed is plenty) |
 //! | the last reader left | `Close` |
+//! | a peer that serves a flow says what else it has | `SourceHolds` |
 //! | bytes of a flow arrive | `FlowProgress`, now and then |
 //! | a flow's chunk is verified (and stored) | `FlowDone` |
 //! | a flow ended otherwise, unless cancelled | `FlowFailed` |
@@ -67,7 +68,12 @@
 //! other zones are not in the view at all.
 //!
 //! Readers' chunks come first and in order, then the rarest of the window, which is wider the more nodes are interested.
-//! Where a home is asked seldom, a requester asks ahead of its room, and keeps the assignments until there is some.
+//!
+//! A source that reads the content itself says with each chunk what else it has of the stripes around. When that chunk is
+//! there and nothing assigned fills the room, the requester *follows on*: it takes another from the same source without a
+//! word to the home, which hears of it with the next want. So the more nodes there are, and the seldomer each may ask, the
+//! more flows from node to node by itself. Never from the origin, from a seed or from a node that only holds, which are for
+//! what the others lack, and never across a border of zones.
 //!
 //! **Why two nodes never hold the same claim.** A table has one lease per chunk. Two tables of one stripe arise when
 //! views differ; so a home without a table asks whoever may have one before it grants (`home::handover`), and of two

@@ -5,6 +5,8 @@
 pub struct Stats {
     /// Flows started from peers.
     pub peer_flows: u64,
+    /// Of these, follow-ons: taken from the source of the chunk before without asking the home.
+    pub follow_ons: u64,
     /// Flows started from the origin with a lease.
     pub leased_flows: u64,
     /// Flows started from the origin without one, all deadlines having passed.

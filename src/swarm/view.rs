@@ -235,6 +235,12 @@ impl View {
         self.members.contains_key(&node) && !self.is_lost(node)
     }
 
+    /// A member in this node's zone.
+    pub(crate) fn is_near(&self, node: NodeId) -> bool {
+        let zone = |node| self.members.get(&node).map(|member| &member.zone);
+        zone(node).is_some() && zone(node) == zone(self.me)
+    }
+
     /// A member that is late with nothing, as far as this node knows.
     pub(crate) fn is_prompt(&self, node: NodeId) -> bool {
         self.members.contains_key(&node) && !self.suspects.contains_key(&node)

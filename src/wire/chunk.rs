@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::frame::Frame;
-use crate::content::{Attestation, ChunkIndex, ContentKey};
+use crate::content::{Attestation, ChunkIndex, ContentKey, STRIPE_CHUNKS, StripeIndex};
+
+/// Stripes of which a responder says what else it has: as many as a requester's window touches.
+pub const MAX_ALSO_STRIPES: usize = 4;
 
 /// First and only frame from the requester: "send me this chunk from `offset` on".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,13 +18,15 @@ pub struct ChunkRequest {
 }
 
 /// First frame from the responder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChunkResponse {
     /// Exactly `len` raw bytes follow, and then a [`ChunkTrailer`]. The responder may itself still be receiving
     /// them: they come as they arrive.
     Serving {
         /// Bytes from the requested offset to the end of the chunk.
         len: u32,
+        /// What else the responder has whole and would send: stripes, and their chunks as bit i for chunk 64 · stripe + i.
+        also: Vec<(StripeIndex, u64)>,
     },
     /// Every upload slot is taken; ask another holder.
     Busy,
@@ -41,7 +46,13 @@ impl Frame for ChunkRequest {
 }
 
 impl Frame for ChunkResponse {
-    const MAX_BODY_BYTES: usize = 8;
+    // Two tags of one byte, a varint of at most 5, and four stripes of 5 and 10.
+    const MAX_BODY_BYTES: usize = 72;
+
+    fn is_within_bounds(&self) -> bool {
+        let Self::Serving { also, .. } = self else { return true };
+        also.len() <= MAX_ALSO_STRIPES && also.iter().all(|(stripe, _)| stripe.0 <= u32::MAX / STRIPE_CHUNKS)
+    }
 }
 
 impl Frame for ChunkTrailer {

@@ -286,7 +286,9 @@ const fn is_stripe(stripe: StripeIndex) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{ChunkRequest, ChunkResponse, ChunkTrailer, DecodeError, decode, encode};
+    use super::super::{
+        ChunkRequest, ChunkResponse, ChunkTrailer, DecodeError, MAX_ALSO_STRIPES, decode, encode,
+    };
     use super::*;
     use crate::content::ChunkIndex;
     use proptest::prelude::*;
@@ -312,7 +314,8 @@ mod tests {
         }
         let request = ChunkRequest { content: CONTENT, chunk: ChunkIndex(u32::MAX), offset: u32::MAX };
         assert_eq!(decode::<ChunkRequest>(&encode(&request)), Ok(request));
-        let response = ChunkResponse::Serving { len: u32::MAX };
+        let also = vec![(StripeIndex(u32::MAX / STRIPE_CHUNKS), u64::MAX); MAX_ALSO_STRIPES];
+        let response = ChunkResponse::Serving { len: u32::MAX, also };
         assert_eq!(decode::<ChunkResponse>(&encode(&response)), Ok(response));
         let attestation = Attestation { digest: ChunkDigest([255; 32]), attester: NodeId([255; 16]) };
         assert_eq!(

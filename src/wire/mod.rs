@@ -18,7 +18,7 @@ mod frame;
 mod message;
 mod parting;
 
-pub use chunk::{ChunkRequest, ChunkResponse, ChunkTrailer, code};
+pub use chunk::{ChunkRequest, ChunkResponse, ChunkTrailer, MAX_ALSO_STRIPES, code};
 pub use frame::{DecodeError, FRAME_PREFIX_BYTES, Frame, body_len, decode, decode_body, encode};
 pub use message::{
     Announce, Answer, Ask, Assignment, Candidate, Failure, LEASE_ARRIVED, LeaseEnd, LeaseProgress, LeaseRef,

@@ -1,6 +1,6 @@
 //! A chunk's way from a source to a node: asked for, admitted, moved step by step, checked, stored.
 
-use windlass::content::{Attestation, ChunkDigest, ChunkIndex, ContentKey};
+use windlass::content::{Attestation, ChunkDigest, ChunkIndex, ContentKey, StripeIndex};
 use windlass::swarm::{Admission, Claim, Event, FlowFailure, FlowId, Time};
 
 use super::links::{Demand, ORIGIN};
@@ -25,6 +25,8 @@ pub(super) struct Flow {
     pub(super) admitted: bool,
     pub(super) over: bool,
     reported: (u32, u64),
+    /// What the source says, with the first byte, that it has too.
+    also: Vec<(StripeIndex, u64)>,
 }
 
 impl World {
@@ -82,7 +84,18 @@ impl World {
         let index = self.flows.len();
         let reported = (0, self.now);
         let source = from.map_or(0, |from| self.nodes[from].incarnation);
-        self.flows.push(Flow { id, to, from, source, blob, g, admitted: false, over: false, reported });
+        self.flows.push(Flow {
+            id,
+            to,
+            from,
+            source,
+            blob,
+            g,
+            admitted: false,
+            over: false,
+            reported,
+            also: Vec::new(),
+        });
         self.nodes[to].flows.insert(id, index);
         if self.nodes[to].flags[g] & FETCHING != 0 {
             self.fail_run(&format!("two transfers of chunk {g} at node {to}"));
@@ -110,8 +123,9 @@ impl World {
         let verdict = self.nodes[from].swarm.upload_requested(now, node_id(to), content_key(blob), chunk);
         let latency = self.scenario.latency;
         match verdict {
-            Admission::Serve => {
+            Admission::Serve { also } => {
                 self.flows[flow].admitted = true;
+                self.flows[flow].also = also;
                 self.after(latency, Happening::Begin { flow });
             }
             Admission::Busy => self.after(latency, Happening::Fail { flow, reason: FlowFailure::Busy }),
@@ -122,9 +136,12 @@ impl World {
     }
 
     pub(super) fn begin(&mut self, flow: usize) {
-        if !self.flows[flow].over {
-            self.moving.push(flow);
+        let Flow { id, to, over: false, .. } = self.flows[flow] else { return };
+        let also = std::mem::take(&mut self.flows[flow].also);
+        if !also.is_empty() {
+            self.event(to, Event::SourceHolds { flow: id, also });
         }
+        self.moving.push(flow);
     }
 
     pub(super) fn fail(&mut self, flow: usize, reason: FlowFailure) {

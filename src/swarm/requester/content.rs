@@ -1,7 +1,6 @@
 //! One content on this node: what is here, what is wanted, and what the homes of its stripes have been told.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use crate::content::{ChunkIndex, ChunkSet, Layout, NodeId, StripeIndex};
 use crate::swarm::config::MAX_CURSORS;
@@ -15,10 +14,6 @@ use crate::wire::{Failure, LeaseEnd, Source};
 /// although others held it for long; with sixteen for half of that, but then 8 to 32 nodes take 1 % longer, because
 /// what is urgent is not rare.
 const URGENT_CHUNKS: u32 = 8;
-/// The time between two chunks that arrive, before that is known, and at most: so slow a node needs nothing ahead.
-const UNKNOWN_GAP: Duration = Duration::from_secs(1);
-/// Chunks over which that time is smoothed, half of what is usually in the air.
-const GAP_WEIGHT: u32 = 8;
 
 #[derive(Debug)]
 pub(super) struct Content {
@@ -38,9 +33,6 @@ pub(super) struct Content {
     pub(super) interested: u16,
     /// The most that ever were: a window that shrinks and grows with every answer would be asked for in vain.
     pub(super) crowd: u16,
-    /// When a chunk last arrived, and the time between two that do, smoothed.
-    pub(super) arrived: Time,
-    pub(super) arrival_gap: Duration,
     /// Last time a byte came.
     pub(super) progressed: Time,
     /// Last time a flow was given up.
@@ -122,8 +114,6 @@ impl Content {
             inflight_bytes: 0,
             interested: 1,
             crowd: 1,
-            arrived: Time(0),
-            arrival_gap: UNKNOWN_GAP,
             progressed: Time(0),
             given_up: None,
             vouched: Time(0),
@@ -220,19 +210,6 @@ impl Content {
             room: 0,
             grants: 0,
         }
-    }
-
-    /// A chunk is here.
-    pub(super) fn note_arrival(&mut self, now: Time) {
-        let gap = now.since(self.arrived).min(UNKNOWN_GAP);
-        self.arrived = now;
-        self.arrival_gap = (self.arrival_gap * (GAP_WEIGHT - 1) + gap) / GAP_WEIGHT;
-    }
-
-    /// Chunks that will arrive within this time, at the pace of the last ones.
-    pub(super) fn arrivals_within(&self, time: Duration) -> u64 {
-        let arrivals = time.as_micros() / self.arrival_gap.as_micros().max(1);
-        u64::try_from(arrivals).unwrap_or(u64::MAX)
     }
 
     /// Bytes of a usual chunk of this content.

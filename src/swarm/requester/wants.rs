@@ -177,9 +177,23 @@ impl Requester {
         self.start_or_queue(core, key, chunk, source);
     }
 
-    /// Assignments this content can start now. Contents that are read at the same time share what is left.
+    /// Assignments this content can start now.
     fn room(&self, core: &Core, key: ContentKey) -> u8 {
         let Some(content) = self.contents.get(&key) else { return 0 };
+        let started =
+            self.free_bytes(core, content) / content.chunk_bytes() + self.nearly_done(content, false);
+        let room = started.saturating_sub(content.queued.len() as u64);
+        let starved = room == 0 && content.flights.is_empty() && content.queued.is_empty();
+        u8::try_from(room.min(64)).unwrap_or(64).max(u8::from(starved))
+    }
+
+    /// Whether a transfer of this content can be started now at the cost of no other content.
+    pub(super) fn has_room(&self, core: &Core, key: ContentKey) -> bool {
+        self.contents.get(&key).is_some_and(|content| self.free_bytes(core, content) >= content.chunk_bytes())
+    }
+
+    /// Bytes that this content may still have in the air. Contents that are read at the same time share what is left.
+    fn free_bytes(&self, core: &Core, content: &Content) -> u64 {
         let open = self.opened().map(|(_, content)| content);
         let hungry: Vec<&Content> = open.filter(|content| content.is_hungry()).collect();
         let share = core.config.inflight_bytes / (hungry.len() as u64).max(1);
@@ -190,16 +204,7 @@ impl Requester {
             .map(|other| share.saturating_sub(other.inflight_bytes))
             .sum();
         let own_share = share.saturating_sub(content.inflight_bytes).min(free);
-        let bytes = free.saturating_sub(reserved).max(own_share);
-        // What will have arrived when the next answer comes, so that no room stands empty until then.
-        let ahead = content.arrivals_within(core.config.want_interval(content.interested));
-        let ending = self
-            .nearly_done(content, false)
-            .max(ahead.min(core.config.inflight_bytes / content.chunk_bytes()));
-        let queued = content.queued.len() as u64;
-        let room = (bytes / content.chunk_bytes() + ending).saturating_sub(queued);
-        let starved = room == 0 && content.flights.is_empty() && content.queued.is_empty();
-        u8::try_from(room.min(64)).unwrap_or(64).max(u8::from(starved))
+        free.saturating_sub(reserved).max(own_share)
     }
 
     /// How many leases this content can take now.
