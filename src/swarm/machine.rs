@@ -365,6 +365,51 @@ mod tests {
         assert_eq!(actions(&mut swarm).0, 1, "unless the other itself does not know that it is home");
     }
 
+    /// Two settled nodes, this one home of a stripe whose table it has, and a third that has only just come.
+    fn home_that_a_newcomer_knows() -> (Swarm, ContentKey, NodeId) {
+        let (mut swarm, content) = home_of_one_stripe(64);
+        let third = NodeId([3; 16]);
+        let members = vec![member(ME), member(OTHER), Member { settled: false, ..member(third) }];
+        swarm.handle_event(at(1), Event::Members { members, synced: true });
+        answer(&mut swarm, at(2), content);
+        actions(&mut swarm);
+        (swarm, content, third)
+    }
+
+    /// Who is home by the tables that are sent, and to whom they are.
+    fn homes_told(swarm: &mut Swarm) -> Vec<(NodeId, NodeId)> {
+        let actions = std::iter::from_fn(|| swarm.poll_action());
+        let told = actions.filter_map(|action| match action {
+            Action::Send { to, message: Message::Table(table) } => Some((to, table.home)),
+            _ => None,
+        });
+        told.collect()
+    }
+
+    #[test]
+    fn whoever_was_told_that_a_node_is_home_is_told_when_it_is_no_longer() {
+        let (mut swarm, content, third) = home_that_a_newcomer_knows();
+        said(&mut swarm, at(3), third, Message::Ask(Ask { content, stripe: StripeIndex(0) }));
+        assert_eq!(homes_told(&mut swarm), [(third, ME)]);
+        let table = Table { content, stripe: StripeIndex(0), home: OTHER, rows: Vec::new() };
+        said(&mut swarm, at(4), OTHER, Message::Table(table));
+        assert_eq!(homes_told(&mut swarm), [(third, OTHER)]);
+    }
+
+    #[test]
+    fn nobody_is_sent_to_a_node_that_left_what_was_left_to_it() {
+        let (mut swarm, content, third) = home_that_a_newcomer_knows();
+        let table = |home| Message::Table(Table { content, stripe: StripeIndex(0), home, rows: Vec::new() });
+        said(&mut swarm, at(3), OTHER, table(OTHER));
+        actions(&mut swarm);
+        let before = swarm.stats().redirects;
+        said(&mut swarm, at(4), third, Message::Want(wants(content, 2)));
+        assert_eq!((actions(&mut swarm).0, swarm.stats().redirects - before), (0, 1));
+        said(&mut swarm, at(5), OTHER, table(third));
+        said(&mut swarm, at(6), third, Message::Want(wants(content, 2)));
+        assert_eq!((actions(&mut swarm).0, swarm.stats().redirects - before), (1, 1), "it asks anew");
+    }
+
     #[test]
     fn homes_that_send_a_node_to_and_fro_are_not_asked_for_ever() {
         let (mut swarm, content) = home_of_one_stripe(64);

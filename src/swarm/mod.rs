@@ -55,6 +55,7 @@
 //! | `Leases`, `Revoke` | lessee, home; back | bytes so far; somebody else fetches it now |
 //! | `Redirect` | anybody, requester | that one is home |
 //! | `Ask`, `Table` | new home, others; back | what do you know of this stripe; this, and who is home |
+//! | `Table` | home that leaves, next; those whom it had told that it is home | this is known; that one is home now |
 //! | `Announce` | holder, home | what is held of stripes nobody here asks for |
 //!
 //! What a node that leaves says ([`Parting`](crate::wire::Parting)) goes past the machine: the engine asks it who is home
@@ -83,7 +84,8 @@
 //! (holders announce, and `recovery_wait_ms` are waited for them), leases taken from the slow and the dead, and last
 //! resorts.
 //!
-//! **Why nobody waits for ever.** An unanswered want moves to the next rank after `want_timeout_ms`. A flow that stands still is
+//! **Why nobody waits for ever.** An unanswered want moves to the next rank after `want_timeout_ms`. Who names
+//! a home to others is told when that one leaves, so that nobody is sent round in a circle. A flow that stands still is
 //! given up and its source reported. A lease that stands still, or crawls, is stolen, at most thrice a chunk. Without a
 //! home the origin is asked after `origin_fallback_ms` without progress, and with one after `hard_fallback_ms`.
 //!

@@ -9,6 +9,10 @@
 //! witness: it remembers whom it left a stripe to, and names that one to the second asker, which then waits for
 //! membership to tell it of the first.
 //!
+//! Whoever asked and was told that another is home sends there whoever comes to it, without asking anew. So a home that
+//! leaves the stripe later tells those whom it told that, and with the table, because one of them may be the home to which
+//! its successor sends everybody. Otherwise requesters would be sent round in a circle until that is forgotten.
+//!
 //! A previous home that does not answer is slow or dead. It is waited for until it answers, or its connection breaks,
 //! or `mute_wait_ms` are over. When a better home has died, its table lives on in those it served: the new home asks
 //! every member what it holds and fetches, and goes on when all have answered or `recovery_wait_ms` are over. It asks
@@ -184,7 +188,10 @@ impl Home {
             self.send_table(core, key, from, promise.to, Some(mine));
             return;
         }
-        if home == core.me && self.stripes.get(&key).is_some_and(|known| keeps(core, known, key, from)) {
+        if home == core.me
+            && let Some(known) = self.stripes.get_mut(&key).filter(|known| keeps(core, known, key, from))
+        {
+            known.refused.insert(from, core.now);
             self.send_table(core, key, from, core.me, Some(mine));
             return;
         }
@@ -240,6 +247,10 @@ impl Home {
 
     pub(crate) fn on_table(&mut self, core: &mut Core, from: NodeId, table: &Table) {
         let key = StripeKey { content: table.content, stripe: table.stripe };
+        if table.home != from && self.promises.get(&key).is_some_and(|promise| promise.to == from) {
+            // It gives back what this node had left to it, or has left it to another.
+            self.promises.remove(&key);
+        }
         if !self.stripes.contains_key(&key) && self.answering_home(core, key, &[from]) != core.me {
             core.stats.messages_ignored += 1;
             return;
@@ -248,10 +259,6 @@ impl Home {
             self.leave_to(core, key, from);
             self.remember_left(core, key, from, true);
             return;
-        }
-        if table.home == core.me && self.promises.get(&key).is_some_and(|promise| promise.to == from) {
-            // It gives back what this node had left to it.
-            self.promises.remove(&key);
         }
         if !table.rows.is_empty() {
             self.make_known(core, key);
@@ -346,6 +353,7 @@ impl Home {
 
     /// Sends everybody who wants something to the new home, and forgets the stripe.
     fn leave_to(&mut self, core: &mut Core, key: StripeKey, home: NodeId) {
+        self.tell_refused(core, key, home);
         let Some(known) = self.stripes.get(&key) else { return };
         let interested: Vec<NodeId> =
             known.stripe.rows().filter(|row| row.is_interested()).map(|row| row.node).collect();
@@ -355,6 +363,19 @@ impl Home {
         }
         core.timers.cancel(Timer::Stripe(key));
         self.drop_stripe(key);
+    }
+
+    /// Whoever was told lately that this node is home sends its requesters here, and may itself be the home that others
+    /// send them to. With the table it can be, without the claims being lost on the way.
+    fn tell_refused(&self, core: &mut Core, key: StripeKey, home: NodeId) {
+        let Some(known) = self.stripes.get(&key) else { return };
+        let lately = |at: Time| core.now.since(at) < millis(core.config.mute_wait_ms);
+        let refused = known.refused.iter().filter(|(node, at)| **node != home && lately(**at));
+        let refused: Vec<NodeId> =
+            refused.map(|(node, _)| *node).filter(|node| core.view.is_reachable(*node)).collect();
+        for node in refused {
+            self.send_table(core, key, node, home, None);
+        }
     }
 }
 

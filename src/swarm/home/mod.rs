@@ -50,6 +50,8 @@ struct Known {
     used: Time,
     /// Who is home of it by the view of that epoch.
     home: (u64, NodeId),
+    /// Who asked to be home and was told that this node is, and when.
+    refused: BTreeMap<NodeId, Time>,
 }
 
 #[derive(Debug, Default)]
@@ -167,6 +169,7 @@ impl Home {
             served: Time::default(),
             used: now,
             home: (core.view.epoch(), core.view.answering_home(key, &[])),
+            refused: BTreeMap::new(),
         });
         known.used = now;
     }
