@@ -411,6 +411,24 @@ mod tests {
     }
 
     #[test]
+    fn two_nodes_do_not_leave_a_stripe_to_each_other() {
+        let (mut swarm, content, third) = home_that_a_newcomer_knows();
+        let table = |node, home| {
+            let rows = vec![TableRow { node, have: 1, pulling: 0, leased: 0 }];
+            Message::Table(Table { content, stripe: StripeIndex(0), home, rows })
+        };
+        said(&mut swarm, at(3), OTHER, table(OTHER, OTHER));
+        said(&mut swarm, at(4), third, table(third, ME));
+        homes_told(&mut swarm);
+        // The other has the stripe and yet asks: it has not heard of what was before it.
+        said(&mut swarm, at(5), OTHER, Message::Ask(Ask { content, stripe: StripeIndex(0) }));
+        assert_eq!(homes_told(&mut swarm), [(OTHER, OTHER)]);
+        let before = swarm.stats().redirects;
+        said(&mut swarm, at(6), third, Message::Want(wants(content, 2)));
+        assert_eq!((actions(&mut swarm).0, swarm.stats().redirects - before), (0, 1), "and is home still");
+    }
+
+    #[test]
     fn homes_that_send_a_node_to_and_fro_are_not_asked_for_ever() {
         let (mut swarm, content) = home_of_one_stripe(64);
         // Longer than a requester waits before it repeats itself.

@@ -183,12 +183,15 @@ impl Home {
     pub(crate) fn on_ask(&mut self, core: &mut Core, from: NodeId, ask: Ask, mine: TableRow) {
         let key = StripeKey { content: ask.content, stripe: ask.stripe };
         let home = self.answering_home(core, key, &[]);
-        if let Some(promise) = self.claimed(core, key).filter(|promise| home == core.me && promise.to != from)
-        {
+        let left = self.claimed(core, key).filter(|_| home == core.me);
+        if let Some(promise) = left.filter(|promise| promise.to != from) {
             self.send_table(core, key, from, promise.to, Some(mine));
             return;
         }
+        // What was told of a stripe that was left to the asker does not make this node home again: both would have left it
+        // to each other.
         if home == core.me
+            && left.is_none()
             && let Some(known) = self.stripes.get_mut(&key).filter(|known| keeps(core, known, key, from))
         {
             known.refused.insert(from, core.now);
@@ -205,7 +208,9 @@ impl Home {
 
     /// Whom this node leaves a stripe to that it has no table of: the first who asked, while that one may live.
     fn promise(&mut self, core: &Core, key: StripeKey, asker: NodeId) -> NodeId {
-        if self.stripes.contains_key(&key) {
+        if self.stripes.contains_key(&key)
+            && self.promises.get(&key).is_some_and(|promise| promise.to != asker)
+        {
             // What it had goes to the asker: whoever comes next is sent there.
             self.promises.remove(&key);
         }
