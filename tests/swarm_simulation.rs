@@ -104,6 +104,17 @@ fn nodes_that_join_a_running_burst_find_its_homes() {
 }
 
 #[test]
+fn homes_that_move_among_newcomers_keep_no_reader_waiting() {
+    for seed in 1..=3 {
+        let outcome = run(Scenario::joins(48, 512, 10 * SECOND, seed));
+        assert_once(&outcome);
+        // What the first to come fetch takes 215 ms a chunk, for each fetches sixteen at a time.
+        let gap_s = outcome.longest_read_gap_s;
+        assert!(gap_s <= 0.25, "seed {seed}: a reader waited for {gap_s} s");
+    }
+}
+
+#[test]
 fn a_crash_costs_the_others_only_what_was_in_the_air() {
     for seed in 1..=3 {
         let mut scenario = Scenario::burst(16, 1_024);

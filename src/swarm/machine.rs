@@ -429,6 +429,21 @@ mod tests {
     }
 
     #[test]
+    fn of_two_whose_claims_cross_the_higher_rank_stays_home() {
+        for (claimed_at, stays) in [(5, true), (500, false)] {
+            // It ranks above the other, and has asked it.
+            let (mut swarm, content) = home_of_one_stripe(64);
+            said(&mut swarm, at(4), OTHER, Message::Ask(Ask { content, stripe: StripeIndex(0) }));
+            assert_eq!(homes_told(&mut swarm), [(OTHER, ME)]);
+            let rows = vec![TableRow { node: OTHER, have: 1, pulling: 0, leased: 0 }];
+            let table = Table { content, stripe: StripeIndex(0), home: OTHER, rows };
+            said(&mut swarm, at(claimed_at), OTHER, Message::Table(table));
+            swarm.handle_timeout(at(claimed_at + 100));
+            assert_eq!(actions(&mut swarm).1 > 0, stays, "said after {claimed_at} ms");
+        }
+    }
+
+    #[test]
     fn homes_that_send_a_node_to_and_fro_are_not_asked_for_ever() {
         let (mut swarm, content) = home_of_one_stripe(64);
         // Longer than a requester waits before it repeats itself.

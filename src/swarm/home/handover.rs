@@ -12,6 +12,7 @@
 //! Whoever asked and was told that another is home sends there whoever comes to it, without asking anew. So a home that
 //! leaves the stripe later tells those whom it told that, and with the table, because one of them may be the home to which
 //! its successor sends everybody. Otherwise requesters would be sent round in a circle until that is forgotten.
+//! For the same reason two that tell each other that they are home do not both believe it: the lower rank does.
 //!
 //! A previous home that does not answer is slow or dead. It is waited for until it answers, or its connection breaks,
 //! or `mute_wait_ms` are over. When a better home has died, its table lives on in those it served: the new home asks
@@ -22,7 +23,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Home, Known};
+use super::{Home, Known, REORDERED};
 use crate::content::NodeId;
 use crate::swarm::core::{Core, millis};
 use crate::swarm::time::Time;
@@ -55,6 +56,8 @@ pub(super) enum Recovery {
 pub(super) struct Inquiry {
     /// Who was asked.
     asked: BTreeMap<NodeId, Asked>,
+    /// Who of these asked too, ranks below this node, and was told so, and when.
+    outranked: BTreeMap<NodeId, Time>,
     /// Somebody named a home that this node has not heard of yet.
     stranger: bool,
     /// Those who need not have been home are waited for no longer than that.
@@ -151,8 +154,8 @@ impl Home {
         let until = core.now + millis(core.config.recovery_wait_ms);
         let at_last = core.now + millis(core.config.mute_wait_ms);
         let again = core.now + ASK_AGAIN;
-        let asked = BTreeMap::new();
-        let mut inquiry = Inquiry { asked, stranger: false, until, at_last, again, wide: false };
+        let (asked, outranked) = (BTreeMap::new(), BTreeMap::new());
+        let mut inquiry = Inquiry { asked, outranked, stranger: false, until, at_last, again, wide: false };
         for (rank, node) in likely.into_iter().enumerate() {
             // The next in rank was home until this node rose above it.
             let was_home = rank == 0 || passed_over.contains(&node) || core.view.outranks(node, core.me, key);
@@ -194,7 +197,7 @@ impl Home {
             && left.is_none()
             && let Some(known) = self.stripes.get_mut(&key).filter(|known| keeps(core, known, key, from))
         {
-            known.refused.insert(from, core.now);
+            known.refuse(from, core.now);
             self.send_table(core, key, from, core.me, Some(mine));
             return;
         }
@@ -260,7 +263,9 @@ impl Home {
             core.stats.messages_ignored += 1;
             return;
         }
-        if table.home == from {
+        let crossed =
+            table.home == from && self.stripes.get(&key).is_some_and(|known| known.crossed(from, core.now));
+        if table.home == from && !crossed {
             self.leave_to(core, key, from);
             self.remember_left(core, key, from, true);
             return;
@@ -273,7 +278,7 @@ impl Home {
             merge(&mut known.stripe, row, from, core.now);
         }
         if let Recovery::Waiting(inquiry) = &mut known.recovery {
-            inquiry.answered(core, key, from, table.home);
+            inquiry.answered(core, key, from, if crossed { core.me } else { table.home });
         }
         self.finish_recovery(core, key);
         self.serve_soon(core, key);
@@ -326,6 +331,7 @@ impl Home {
 
     fn forget(&mut self, core: &mut Core, key: StripeKey, node: NodeId) {
         let Some(known) = self.stripes.get_mut(&key) else { return };
+        known.refused.remove(&node);
         let Some(row) = known.stripe.find(node) else { return };
         core.stats.leases_stolen += u64::from(known.stripe.row(row).leased.count_ones());
         known.stripe.remove(node);
@@ -381,6 +387,25 @@ impl Home {
         for node in refused {
             self.send_table(core, key, node, home, None);
         }
+    }
+}
+
+impl Known {
+    /// The asker is told that this node is home.
+    fn refuse(&mut self, asker: NodeId, now: Time) {
+        self.refused.insert(asker, now);
+        if let Recovery::Waiting(inquiry) = &mut self.recovery
+            && inquiry.asked.contains_key(&asker)
+        {
+            inquiry.outranked.insert(asker, now);
+        }
+    }
+
+    /// Whether a word of that node, that it is home, crossed this node's to it, or was overtaken by its own question:
+    /// were both believed, each would send requesters to the other.
+    fn crossed(&self, node: NodeId, now: Time) -> bool {
+        let Recovery::Waiting(inquiry) = &self.recovery else { return false };
+        inquiry.outranked.get(&node).is_some_and(|at| now.since(*at) < REORDERED)
     }
 }
 
