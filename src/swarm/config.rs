@@ -58,9 +58,9 @@ pub struct Config {
 
     /// Shortest time between two wants for one stripe, in microseconds. Changes within it travel together.
     pub want_interval_us: u64,
-    /// What each further interested node adds to that time, in microseconds, so that a home hears at most some
-    /// 40,000 wants a second whatever the cluster's size. It decides on one in some 20 µs, so that this is most of a core for
-    /// the seconds of a burst; with half as many the last of 512 nodes takes 1.08 times the bound, not 1.05.
+    /// What each further interested node adds to that time, in microseconds, so that a home hears at most 100,000 wants a
+    /// second whatever the cluster's size, and half of that in a burst of 2,000 nodes. It decides on one in 10 to 20 µs, so
+    /// that this is a core for the seconds of a burst; with 25 the last of 2,000 nodes takes 1.10 times the bound, not 1.04.
     pub want_interval_per_node_us: u64,
     /// A home that does not answer a want for this long is passed over, in milliseconds. Thousands of round trips, because
     /// a node that unpacks an image at full load has been seen to answer after hundreds of milliseconds, and passing over
@@ -115,7 +115,7 @@ impl Default for Config {
             sole_holder_slots: 8,
             seed_weight: 4,
             want_interval_us: 2_000,
-            want_interval_per_node_us: 25,
+            want_interval_per_node_us: 10,
             want_timeout_ms: 500,
             suspect_ms: 5_000,
             origin_fallback_ms: 5_000,

@@ -17,6 +17,9 @@ use crate::wire::{Answer, LeaseEnd, LeaseRef, MAX_LEASES, MAX_SUSPECTS, Message,
 
 /// News that nobody waits for may wait this many intervals.
 const LAZY_INTERVALS: u32 = 8;
+/// A home whose last answer is still to come has more to do than it can: it is asked so many times more seldom, so that what
+/// waits there does not grow. Not in vain until the deadline: the answer may be lost.
+const BEHIND_INTERVALS: u32 = 4;
 /// A requester that waits repeats itself this often: the home's reply says that it is alive and on it.
 const RENEW: Duration = Duration::from_millis(500);
 /// A flow of which this share is here frees its room: the next assignment takes a round trip to come.
@@ -61,6 +64,7 @@ impl Asking {
 
     /// When the next want is due: now, later, or not before something changes.
     fn due(&self, core: &Core, status: &Status, home: NodeId, interval: Duration) -> Option<Time> {
+        let interval = if self.deadline.is_some() { interval * BEHIND_INTERVALS } else { interval };
         let after = |wait: Duration| self.sent.map_or(core.now, |sent| sent + wait);
         let reported = !self.ended.is_empty() || !self.failures.is_empty();
         let news = reported || status.is_news(&self.told) || self.early & status.begun() != 0;
