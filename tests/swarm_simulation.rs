@@ -28,6 +28,8 @@ const REGRESSIONS: &[u64] = &[
     3_594, 3_712, 13_164, 1_586, 1_002, 3_155,
     // Crashes, stops, evictions and lost messages at once: more second fetches, waits or messages than the faults explain.
     59, 62, 65, 68, 71, 100, 1_000,
+    // The last word of a node that had all it wanted was lost: a seed was taken for busy with it for ever.
+    2_921,
 ];
 
 fn run(scenario: Scenario) -> Outcome {
@@ -192,7 +194,7 @@ fn what_broke_an_invariant_once_breaks_none_now() {
 #[test]
 fn no_mix_of_faults_breaks_an_invariant() {
     let seeds = std::env::var("WINDLASS_SIMULATION_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(19);
-    // Open: 4067, where nodes come while the origin refuses, and 2336 and 3747, where a node stops that alone has many chunks.
+    // Open: 2336 and 3747, where a node stops that alone has many chunks.
     for seed in 101..101 + seeds {
         World::new(mixed(seed, Mix::SMALL)).run();
     }

@@ -19,7 +19,7 @@ use self::budget::Budget;
 use self::handover::{Promise, Recovery};
 pub(crate) use self::stripe::bits;
 use self::stripe::{RowId, Stripe};
-use super::core::Core;
+use super::core::{Core, millis};
 use super::time::Time;
 use super::timers::Timer;
 use super::view::{StripeKey, View};
@@ -28,6 +28,8 @@ use crate::wire::{Announce, Answer, Assignment, Failure, LeaseEnd, Message, Redi
 
 /// How often a stripe with leases is looked after: half of the shortest lease deadline.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// How often all rows of a table are looked through.
+const COMB_INTERVAL: Duration = Duration::from_secs(1);
 /// An answer that a node has not confirmed for this long is lost. Longer than a node may be late: what was leased in it
 /// is leased again. Where messages are lost, the next answer tells, long before.
 const ANSWER_LIFETIME: Duration = Duration::from_secs(3);
@@ -50,6 +52,8 @@ struct Known {
     used: Time,
     /// Who is home of it by the view of that epoch.
     home: (u64, NodeId),
+    /// When pulls that nobody speaks of any more were last looked for.
+    combed: Time,
     /// Who asked to be home and was told that this node is, and when.
     refused: BTreeMap<NodeId, Time>,
 }
@@ -108,7 +112,18 @@ impl Home {
         }
         self.finish_recovery(core, key);
         self.watch_leases(core, key);
+        self.comb(core, key);
         self.serve(core, key);
+    }
+
+    /// Forgets pulls whose end was said and lost: who wants nothing more does not repeat itself, and its source, a seed for
+    /// instance, would be taken for busy with it for ever.
+    fn comb(&mut self, core: &Core, key: StripeKey) {
+        let Some(known) = self.stripes.get_mut(&key) else { return };
+        if core.now.since(known.combed) >= COMB_INTERVAL {
+            known.combed = core.now;
+            known.stripe.end_silent_pulls(core.now, millis(core.config.flow_stall_ms) * 2);
+        }
     }
 
     /// The node's connection failed: what it fetches, others may fetch now.
@@ -169,6 +184,7 @@ impl Home {
             served: Time::default(),
             used: now,
             home: (core.view.epoch(), core.view.answering_home(key, &[])),
+            combed: now,
             refused: BTreeMap::new(),
         });
         known.used = now;

@@ -355,6 +355,13 @@ impl Stripe {
         }
     }
 
+    /// Ends the pulls of nodes that have not spoken for longer than they would have borne with a source that sends nothing.
+    pub(super) fn end_silent_pulls(&mut self, now: Time, patience: Duration) {
+        let is_silent = |id: &RowId| self.row(*id).pulling != 0 && now.since(self.row(*id).heard) > patience;
+        let silent: Vec<RowId> = self.index.values().copied().filter(is_silent).collect();
+        silent.into_iter().for_each(|id| self.end_pulls(id));
+    }
+
     /// Changes a row and what is derived from it.
     pub(super) fn update(&mut self, id: RowId, change: impl FnOnce(&mut Row)) {
         let row = self.row_mut(id);
@@ -655,6 +662,19 @@ mod tests {
         stripe.move_pull(0, rows[1], NodeId([2; 16]));
         assert!(stripe.is_fed(0, rows[1], rows[3]));
         assert_eq!((stripe.row(rows[0]).serving, stripe.row(rows[2]).serving), (0, 1));
+    }
+
+    #[test]
+    fn a_pull_of_which_nothing_is_heard_is_over() {
+        let mut stripe = Stripe::new();
+        let (seed, child) = (stripe.ensure(NodeId([1; 16])), stripe.ensure(NodeId([2; 16])));
+        stripe.set_have(seed, 1);
+        stripe.row_mut(child).heard = Time(1_000_000);
+        stripe.begin_pull(0, child, Some(seed));
+        stripe.end_silent_pulls(Time(9_000_000), Duration::from_secs(8));
+        assert_eq!(stripe.children(0, seed), 1);
+        stripe.end_silent_pulls(Time(9_000_001), Duration::from_secs(8));
+        assert_eq!((stripe.children(0, seed), stripe.row(child).pulling), (0, 0));
     }
 
     #[test]
