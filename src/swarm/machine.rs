@@ -563,7 +563,7 @@ mod tests {
 
     /// What this node, which reads four chunks that the other is home of, fetches when the first has come from a third that
     /// says it has two more.
-    fn followed(third: &Member) -> Vec<(NodeId, ChunkIndex)> {
+    fn followed(third: &Member, interested: u16) -> Vec<(NodeId, ChunkIndex)> {
         let mut swarm = Swarm::new(ME, Config::default(), 1);
         let members = vec![member(ME), member(OTHER), third.clone()];
         swarm.handle_event(at(0), Event::Members { members, synced: true });
@@ -575,7 +575,7 @@ mod tests {
         swarm.handle_event(at(0), Event::Demand { content, wanted, cursors: vec![ChunkIndex(0)] });
         let candidates = vec![Candidate { node: third.id, complete: true }];
         let assignments = vec![Assignment { bit: 0, source: Source::Peers { candidates, digest: None } }];
-        let answer = Answer { content, stripe: StripeIndex(0), number: 1, interested: 3, assignments };
+        let answer = Answer { content, stripe: StripeIndex(0), number: 1, interested, assignments };
         said(&mut swarm, at(1), OTHER, Message::Answer(answer));
         let fetches = |swarm: &mut Swarm| {
             let actions = std::iter::from_fn(|| swarm.poll_action());
@@ -595,9 +595,10 @@ mod tests {
     #[test]
     fn a_source_that_has_more_is_asked_on() {
         let third = member(NodeId([3; 16]));
-        assert_eq!(followed(&third), [(third.id, ChunkIndex(2))], "the first that a reader lacks");
+        assert_eq!(followed(&third, 1_000), [(third.id, ChunkIndex(2))], "the first that a reader lacks");
+        assert_eq!(followed(&third, 100), [], "the home can be asked at once");
         let elsewhere = Member { zone: Zone::new("b").unwrap(), ..third };
-        assert_eq!(followed(&elsewhere), [], "somebody in this zone may have it");
+        assert_eq!(followed(&elsewhere, 1_000), [], "somebody in this zone may have it");
     }
 
     #[test]

@@ -71,9 +71,8 @@
 //! Readers' chunks come first and in order, then the rarest of the window, which is wider the more nodes are interested.
 //!
 //! A source that reads the content itself says with each chunk what else it has of the stripes around. When that chunk is
-//! there and nothing assigned fills the room, the requester *follows on*: it takes another from the same source without a
-//! word to the home, which hears of it with the next want. So the more nodes there are, and the seldomer each may ask, the
-//! more flows from node to node by itself. Never from the origin, from a seed or from a node that only holds, which are for
+//! there, nothing assigned fills the room and the nodes are so many that each may ask its home only seldom, the requester
+//! *follows on*: it takes another from the same source without a word to the home, which hears of it with the next want. Never from the origin, from a seed or from a node that only holds, which are for
 //! what the others lack, and never across a border of zones.
 //!
 //! **Why two nodes never hold the same claim.** A table has one lease per chunk. Two tables of one stripe arise when
