@@ -221,7 +221,9 @@ mod tests {
     use super::*;
     use crate::content::{Attestation, ChunkDigest, ChunkSet, Layout};
     use crate::swarm::member::{DEFAULT_CAPACITY, Zone};
-    use crate::wire::{Answer, Ask, Assignment, Candidate, Redirect, Source, Table, TableRow, Want};
+    use crate::wire::{
+        Answer, Ask, Assignment, Candidate, LeaseEnd, Redirect, Source, Table, TableRow, Want,
+    };
 
     const ME: NodeId = NodeId([1; 16]);
     const OTHER: NodeId = NodeId([2; 16]);
@@ -639,5 +641,20 @@ mod tests {
         let leases = swarm.stats().leases;
         granted(&mut swarm, at(31), early);
         assert!(more != 0 && swarm.stats().leases == leases);
+    }
+
+    #[test]
+    fn a_lease_given_back_late_ends_no_other() {
+        let (mut swarm, content) = home_of_one_stripe(64);
+        answer(&mut swarm, at(3), content);
+        let (first, some) = granted(&mut swarm, at(10), Want { grants: 1, ..wants(content, u64::MAX) });
+        let bit = u8::try_from(some.trailing_zeros()).unwrap();
+        let ended = vec![LeaseEnd::Released { bit }];
+        let late = Want { grants: 1, seen: first, number: 1, ended, ..wants(content, u64::MAX) };
+        let next = Want { grants: 1, seen: first, number: 2, ..wants(content, u64::MAX) };
+        assert_eq!(granted(&mut swarm, at(20), next).1, some, "it is granted again");
+        let leases = swarm.stats().leases;
+        granted(&mut swarm, at(21), late);
+        assert_eq!(swarm.stats().leases, leases);
     }
 }

@@ -225,7 +225,7 @@ impl Home {
     /// Replaces what is known of the sender by what it says, keeping what was assigned to it since.
     fn take_in(&mut self, core: &mut Core, key: StripeKey, from: NodeId, want: &Want) {
         for end in &want.ended {
-            self.end_lease(core, key, from, end);
+            self.end_lease(core, key, from, want.seen, end);
         }
         let Some(known) = self.stripes.get_mut(&key) else { return };
         let (stripe, now) = (&mut known.stripe, core.now);
@@ -248,13 +248,15 @@ impl Home {
         }
     }
 
-    /// A lessee's word on how its lease ended.
-    fn end_lease(&mut self, core: &mut Core, key: StripeKey, from: NodeId, end: &LeaseEnd) {
+    /// A lessee's word on how its lease ended, which had seen answers up to that number. When it comes late, the chunk may be
+    /// leased to it anew: it does not mean that lease.
+    fn end_lease(&mut self, core: &mut Core, key: StripeKey, from: NodeId, seen: u32, end: &LeaseEnd) {
         let Some(known) = self.stripes.get_mut(&key) else { return };
         let bit = end.bit();
         let mine = known.stripe.find(from);
         let held = known.stripe.chunk(bit).lease.is_some_and(|lease| Some(lease.row) == mine);
-        if held {
+        let means_another = mine.is_some_and(|id| known.stripe.row(id).is_unseen(bit, seen));
+        if held && !means_another {
             known.stripe.end_lease(bit);
         }
         if let LeaseEnd::Done { attestation, .. } = end {

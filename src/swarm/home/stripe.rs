@@ -78,6 +78,11 @@ impl Row {
     pub(super) const fn is_interested(&self) -> bool {
         self.want | self.pulling | self.leased != 0
     }
+
+    /// Whether the chunk was assigned to it in an answer after that one.
+    pub(super) fn is_unseen(&self, bit: u8, seen: u32) -> bool {
+        self.sent.iter().any(|sent| sent.bit == bit && sent.number > seen)
+    }
 }
 
 /// A claim with a clock.
