@@ -104,6 +104,8 @@ pub(super) struct Chunk {
     pub(super) sources: Vec<RowId>,
     /// Rows that hold it whole.
     pub(super) holders: u32,
+    /// Rows that pull it.
+    pullers: BTreeSet<RowId>,
     pub(super) lease: Option<Lease>,
     pub(super) steals: u8,
     pub(super) digest: Option<ChunkDigest>,
@@ -232,12 +234,14 @@ impl Stripe {
     /// Whether somebody else in the zone of `child`, who has spoken lately, is getting the chunk from one that has it.
     pub(super) fn is_crossing(&self, bit: u8, child: RowId, now: Time) -> bool {
         let zone = self.row(child).standing.zone;
-        let brings = |id: RowId, row: &Row| {
-            let gets = (row.leased | row.pulling) >> bit & 1 == 1;
+        let brings = |id: RowId| {
+            let row = self.row(id);
             let speaks = row.standing.prompt && now.since(row.heard) < SPEAKS;
-            gets && row.standing.zone == zone && speaks && self.is_fed(bit, id, child)
+            row.standing.zone == zone && speaks && self.is_fed(bit, id, child)
         };
-        self.index.values().any(|id| brings(*id, self.row(*id)))
+        let chunk = self.chunk(bit);
+        let lessee = chunk.lease.map(|lease| lease.row);
+        lessee.into_iter().chain(chunk.pullers.iter().copied()).any(brings)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -336,8 +340,11 @@ impl Stripe {
         self.set_have(id, 0);
         self.update(id, |row| row.want = 0);
         for bit in bits(self.row(id).children.bits()) {
-            let orphans = self.rows.iter_mut().flatten().filter(|row| row.parents.get(bit) == Some(Some(id)));
-            orphans.for_each(|row| row.parents.set(bit, None));
+            let pullers = self.chunk(bit).pullers.iter().copied();
+            let orphans = pullers.filter(|child| self.row(*child).parents.get(bit) == Some(Some(id)));
+            for child in orphans.collect::<Vec<_>>() {
+                self.row_mut(child).parents.set(bit, None);
+            }
         }
         self.index.remove(&node);
         self.rows[id as usize] = None;
@@ -414,6 +421,7 @@ impl Stripe {
     /// `child` gets the chunk from `parent`; from an unknown one it is not offered to others, because that might
     /// close a circle.
     pub(super) fn begin_pull(&mut self, bit: u8, child: RowId, parent: Option<RowId>) {
+        self.chunk_mut(bit).pullers.insert(child);
         self.update(child, |row| {
             row.pulling |= 1 << bit;
             row.parents.set(bit, parent);
@@ -438,6 +446,7 @@ impl Stripe {
 
     pub(super) fn end_pull(&mut self, bit: u8, child: RowId) {
         let Some(parent) = self.row_mut(child).parents.take(bit) else { return };
+        self.chunk_mut(bit).pullers.remove(&child);
         self.update(child, |row| row.pulling &= !(1 << bit));
         if let Some(parent) = parent {
             let row = self.row_mut(parent);
@@ -596,6 +605,8 @@ mod tests {
                     assert_ne!((row.have | row.leased | row.pulling) >> bit & 1, 0);
                 }
                 for id in self.index.values() {
+                    let pulls = self.row(*id).pulling >> bit & 1 == 1;
+                    assert_eq!(chunk.pullers.contains(id), pulls);
                     assert_eq!(self.children(bit, *id), children.get(id).copied().unwrap_or(0));
                     let sources = chunk.sources.iter().filter(|source| *source == id).count();
                     assert_eq!(sources, usize::from(self.row(*id).offered >> bit & 1 == 1));
