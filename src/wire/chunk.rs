@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::frame::Frame;
-use crate::content::{Attestation, ChunkIndex, ContentKey, STRIPE_CHUNKS, StripeIndex};
+use super::message::is_stripe;
+use crate::content::{Attestation, ChunkIndex, ContentKey, StripeIndex};
 
 /// Stripes of which a responder says what else it has: as many as a requester's window touches.
 pub const MAX_ALSO_STRIPES: usize = 4;
@@ -51,7 +52,7 @@ impl Frame for ChunkResponse {
 
     fn is_within_bounds(&self) -> bool {
         let Self::Serving { also, .. } = self else { return true };
-        also.len() <= MAX_ALSO_STRIPES && also.iter().all(|(stripe, _)| stripe.0 <= u32::MAX / STRIPE_CHUNKS)
+        also.len() <= MAX_ALSO_STRIPES && also.iter().all(|(stripe, _)| is_stripe(*stripe))
     }
 }
 

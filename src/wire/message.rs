@@ -280,7 +280,7 @@ const fn is_bit(bit: u8) -> bool {
 }
 
 /// Chunk numbers are 32 bits, so stripes past this one cannot exist.
-const fn is_stripe(stripe: StripeIndex) -> bool {
+pub(super) const fn is_stripe(stripe: StripeIndex) -> bool {
     stripe.0 <= u32::MAX / STRIPE_CHUNKS
 }
 

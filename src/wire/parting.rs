@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::content::{ContentId, ContentKey, Layout, STRIPE_CHUNKS, StripeIndex};
+use super::message::is_stripe;
+use crate::content::{ContentId, ContentKey, Layout, StripeIndex};
 
 /// Stripes in one inventory: 512 GiB of 8 MiB chunks, in at most 48 KiB.
 pub const MAX_INVENTORY_STRIPES: usize = 1_024;
@@ -68,7 +69,7 @@ impl Parting {
         match self {
             Self::Leaving(inventory) | Self::Unshared(inventory) => {
                 inventory.stripes.len() <= MAX_INVENTORY_STRIPES
-                    && inventory.stripes.iter().all(|held| held.stripe.0 <= u32::MAX / STRIPE_CHUNKS)
+                    && inventory.stripes.iter().all(|held| is_stripe(held.stripe))
             }
             Self::Take(take) => take.is_within_bounds(),
             Self::Took(_) => true,
@@ -101,7 +102,7 @@ impl Take {
 mod tests {
     use super::super::{DecodeError, Message, decode, decode_body, encode};
     use super::*;
-    use crate::content::{ETag, ObjectVersion};
+    use crate::content::{ETag, ObjectVersion, STRIPE_CHUNKS};
     use proptest::prelude::*;
 
     fn take(stripes: Vec<(StripeIndex, u64)>) -> Take {
