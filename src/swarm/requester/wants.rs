@@ -18,7 +18,7 @@ use crate::wire::{Answer, LeaseEnd, LeaseRef, MAX_LEASES, MAX_SUSPECTS, Message,
 /// News that nobody waits for may wait this many intervals.
 const LAZY_INTERVALS: u32 = 8;
 /// A home whose last answer is still to come has more to do than it can: it is asked so many times more seldom, so that what
-/// waits there does not grow. Not in vain until the deadline: the answer may be lost.
+/// waits there does not grow. It is asked all the same before the deadline: the answer may be lost.
 const BEHIND_INTERVALS: u32 = 4;
 /// A requester that waits repeats itself this often: the home's reply says that it is alive and on it.
 const RENEW: Duration = Duration::from_millis(500);
